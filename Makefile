@@ -1,0 +1,72 @@
+# The only commands. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps
+BIN := .venv/bin
+SOURCES := training export backends gateway client
+
+.PHONY: help
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: .venv/.ready .triton/.ready ## build both environments: .venv (project), .triton (inside the server)
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || \
+	  { echo "Trident needs Python 3.11; found $(PYTHON): $$($(PYTHON) --version 2>&1). Install it or run: make PYTHON=/path/to/python3.11"; exit 1; }
+
+# --no-deps: the locks name every package, so nothing is resolved anew.
+.venv/.ready: requirements.lock pyproject.toml | python
+	@echo "Setting up .venv (a few minutes the first time) …"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python $(PIP_INSTALL) -r requirements.lock
+	@$(BIN)/python $(PIP_INSTALL) --no-build-isolation --editable .
+	@touch $@
+
+.triton/.ready: backends/requirements.lock | python
+	@echo "Setting up .triton (the server's own Python) …"
+	@$(PYTHON) -m venv .triton
+	@.triton/bin/python $(PIP_INSTALL) -r backends/requirements.lock
+	@touch $@
+
+.PHONY: serve
+serve: setup ## a real chat model on http://127.0.0.1:8000 (ARGS="--port 9000" to change)
+	@exec $(BIN)/trident serve $(ARGS)
+
+.PHONY: train
+train: setup ## train atlas from random weights and print its three scores (about 10 minutes)
+	@exec $(BIN)/trident train atlas $(ARGS)
+
+.PHONY: export
+export: setup ## prove and install a model: make export MODEL=atlas
+	@exec $(BIN)/trident export --model $(or $(MODEL),smollm2) $(ARGS)
+
+.PHONY: test
+test: setup ## every test but those that need a GPU
+	@$(BIN)/coverage erase
+	@$(BIN)/coverage run -m pytest -m "not gpu" $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report --fail-under=90
+
+.PHONY: lint
+lint: setup ## ruff (lint and format) and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+.PHONY: bench
+bench: setup ## engine against the bare session and transformers; writes tests/bench/results/latest.json
+	@exec $(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: lock
+lock: ## write both lock files from the environments as they are
+	@$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip | sed 's/+cpu$$//' > requirements.lock
+	@.triton/bin/python -m pip freeze --all --exclude pip > backends/requirements.lock
+
+.PHONY: clean
+clean: ## remove what was generated (environments, models, runs)
+	rm -rf .venv .triton .backends model_repository/*/ training/runs
