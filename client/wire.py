@@ -1,0 +1,220 @@
+"""The wire contract: tensor names, types and shapes as data, and the two messages made of them.
+
+The text of the contract is `model_repository/README.md`; a test compares these tables with a running server.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, cast
+
+ErrorCode = Literal["invalid", "overloaded", "unavailable", "internal", "not_found"]
+
+
+class Tensor(NamedTuple):
+    """A tensor without its leading batch axis: Triton's type name, and its length (-1 is any)."""
+
+    datatype: str
+    size: int
+
+
+_SHARED_INPUTS = {
+    "max_tokens": Tensor("INT32", 1),
+    "min_tokens": Tensor("INT32", 1),
+    "stop_words": Tensor("BYTES", -1),
+    "temperature": Tensor("FP32", 1),
+    "top_k": Tensor("INT32", 1),
+    "top_p": Tensor("FP32", 1),
+    "min_p": Tensor("FP32", 1),
+    "repetition_penalty": Tensor("FP32", 1),
+    "presence_penalty": Tensor("FP32", 1),
+    "frequency_penalty": Tensor("FP32", 1),
+    "seed": Tensor("UINT64", 1),
+    "logit_bias": Tensor("BYTES", 1),
+    "stream": Tensor("BOOL", 1),
+    "exclude_input_in_output": Tensor("BOOL", 1),
+    "return_log_probs": Tensor("BOOL", 1),
+    "num_log_probs": Tensor("INT32", 1),
+}
+
+INPUTS = {"text_input": Tensor("BYTES", 1), "messages": Tensor("BYTES", 1), **_SHARED_INPUTS}
+"""Inputs of the ensemble `NAME`."""
+
+ENGINE_INPUTS = {
+    "input_ids": Tensor("INT32", -1),
+    "prompt": Tensor("BYTES", 1),
+    **_SHARED_INPUTS,
+    "stop": Tensor("BOOL", 1),
+}
+"""Inputs of the step `NAME_engine`."""
+
+OUTPUTS = {
+    "text_output": Tensor("BYTES", 1),
+    "output_ids": Tensor("INT32", -1),
+    "finish_reason": Tensor("BYTES", 1),
+    "stop_reason": Tensor("BYTES", 1),
+    "num_input_tokens": Tensor("INT32", 1),
+    "num_output_tokens": Tensor("INT32", 1),
+    "cum_log_probs": Tensor("FP32", 1),
+    "output_log_probs": Tensor("FP32", -1),
+    "top_log_probs": Tensor("BYTES", 1),
+    "timings": Tensor("BYTES", 1),
+}
+"""Outputs of both."""
+
+_JSON_TENSORS = frozenset({"messages", "logit_bias", "top_log_probs", "timings"})
+_ERROR_FORM = re.compile(
+    r"\b(invalid|overloaded|unavailable|internal): ([A-Za-z_][\w.\[\]-]*): (.+)", re.DOTALL
+)
+_UNKNOWN_MODEL = re.compile(r"[Uu]nknown model: '(.+?)'")
+
+
+class WireError(Exception):
+    """A request that did not succeed: `code` says who can mend it, `field` which tensor it is about."""
+
+    def __init__(self, code: ErrorCode, field: str, message: str) -> None:
+        super().__init__(f"{code}: {field}: {message}")
+        self.code = code
+        self.field = field
+        self.message = message
+
+    @classmethod
+    def parse(cls, text: str) -> WireError:
+        """Read the server's message; the form `CODE: FIELD: message` may stand behind its own words."""
+        if form := _ERROR_FORM.search(text):
+            code, name, message = form.groups()
+            return cls(cast(ErrorCode, code), name, message.strip())
+        if unknown := _UNKNOWN_MODEL.search(text):
+            return cls("not_found", "model", f"the server has no model {unknown[1]!r}")
+        return cls("internal", "server", text.strip())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """One text to generate; a field left None is not sent, so that the server's default holds.
+
+    Give exactly one of `text_input` (the prompt as it is), `messages` (the chat template is applied)
+    and `input_ids` (goes to `NAME_engine` directly). Ranges: `model_repository/README.md`.
+    """
+
+    text_input: str | None = None
+    messages: Sequence[Mapping[str, str]] | None = None
+    input_ids: Sequence[int] | None = None
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    stop_words: Sequence[str] | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    logit_bias: Mapping[int, float] | None = None
+    stream: bool | None = None
+    exclude_input_in_output: bool | None = None
+    return_log_probs: bool | None = None
+    num_log_probs: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("text_input", "messages", "input_ids") if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = " and ".join(given) or "none"
+            raise WireError(
+                "invalid", "text_input", f"give one of text_input, messages, input_ids; got {names}"
+            )
+
+    def infer_inputs(self) -> list[Any]:
+        """Return the `tritonclient.grpc.InferInput` list of every field that is set."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return [infer_input(name, value) for name, value in values.items() if value is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResponse:
+    """One response of a generation; the meaning of each field is the contract's."""
+
+    text_output: str = ""
+    output_ids: Sequence[int] = ()
+    finish_reason: str = ""
+    stop_reason: str = ""
+    num_input_tokens: int = 0
+    num_output_tokens: int = 0
+    cum_log_probs: float = 0.0
+    output_log_probs: Sequence[float] = ()
+    top_log_probs: Sequence[Mapping[str, float]] = ()
+    timings: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def from_infer_result(cls, result: Any) -> GenerateResponse:
+        """Read a `tritonclient.grpc.InferResult`; raises WireError for a tensor outside the contract."""
+        message = result.get_response()
+        pairs = zip(message.outputs, message.raw_output_contents, strict=True)
+        return cls(**{output.name: _decoded(output.name, content) for output, content in pairs})
+
+
+def infer_input(name: str, value: Any) -> Any:
+    """Return `value` as the input tensor `name`, (1, size); WireError `invalid` if it cannot be sent."""
+    import numpy as np
+    from tritonclient.grpc import InferInput
+
+    tensor = INPUTS.get(name) or ENGINE_INPUTS[name]
+    if name in _JSON_TENSORS:
+        value = json.dumps(value, ensure_ascii=False)
+    values = [value] if tensor.size == 1 else list(value)
+    try:
+        with np.errstate(over="raise"):
+            plain = [_plain(item, tensor.datatype) for item in values]
+            array = np.array([plain], dtype=_NUMPY_TYPES[tensor.datatype])
+    except (TypeError, ValueError, OverflowError, FloatingPointError) as error:
+        raise WireError("invalid", name, f"{value!r:.80} does not fit {tensor.datatype}: {error}") from error
+    tensor_input = InferInput(name, list(array.shape), tensor.datatype)
+    return tensor_input.set_data_from_numpy(array)
+
+
+def _plain(item: Any, datatype: str) -> Any:
+    kind, kind_name = _PYTHON_TYPES[datatype]
+    if not isinstance(item, kind) or (isinstance(item, bool) and kind is not bool):
+        raise TypeError(f"expected {kind_name}")
+    return item.encode() if isinstance(item, str) else item
+
+
+def _decoded(name: str, content: bytes) -> Any:
+    tensor = OUTPUTS.get(name)
+    if tensor is None:
+        raise WireError("internal", name, f"an output outside the contract; known: {', '.join(OUTPUTS)}")
+    values = _DECODERS[tensor.datatype](content)
+    if tensor.size == -1:
+        return values
+    if name in _JSON_TENSORS:
+        return json.loads(values[0]) if values[0] else ({} if name == "timings" else [])
+    return values[0]
+
+
+def _strings(content: bytes) -> list[str]:
+    strings, offset = [], 0
+    while offset < len(content):
+        (length,) = struct.unpack_from("<I", content, offset)
+        offset += 4 + length
+        strings.append(content[offset - length : offset].decode())
+    return strings
+
+
+_PYTHON_TYPES: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "BYTES": (str, "a string"),
+    "INT32": (int, "an integer"),
+    "UINT64": (int, "an integer"),
+    "FP32": ((int, float), "a number"),
+    "BOOL": (bool, "a boolean"),
+}
+_NUMPY_TYPES = {"BYTES": "object", "INT32": "int32", "UINT64": "uint64", "FP32": "float32", "BOOL": "bool"}
+_DECODERS: dict[str, Callable[[bytes], list[Any]]] = {
+    "BYTES": _strings,
+    "INT32": lambda content: memoryview(content).cast("i").tolist(),
+    "FP32": lambda content: memoryview(content).cast("f").tolist(),
+}
