@@ -1,0 +1,28 @@
+"""What one pass through the decoder shares between its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from training.blocks.rotary import Rotary
+
+if TYPE_CHECKING:
+    from training.lowering import Lowering
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """Where the tokens stand and how the blocks compute.
+
+    `positions` (B, T); `lengths` (B,) valid tokens per row, None for all; `rotary` None if no layer rotates;
+    `routing` collects each expert layer's router logits (B, T, E) when the caller gave a list.
+    """
+
+    positions: Tensor
+    lengths: Tensor | None
+    rotary: Rotary | None
+    lowering: Lowering
+    routing: list[Tensor] | None = None

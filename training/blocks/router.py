@@ -1,0 +1,65 @@
+"""Which experts a token goes to, and the losses and figures that say how evenly they are used."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.config import ModelConfig
+
+
+def choose_experts(logits: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
+    """The best experts of each token and their weights, which sum to one.
+
+    logits (N, E) -> weights (N, k), experts (N, k): softmax over all, then normalised over the chosen.
+    """
+    weights, experts = logits.softmax(dim=-1).topk(num_chosen, dim=-1)
+    return weights / weights.sum(dim=-1, keepdim=True), experts
+
+
+def expert_load(logits: Tensor, num_chosen: int) -> Tensor:
+    """The share of all choices that fell on each expert: f_i = count_i / (N·k), logits (N, E) -> (E,)."""
+    _, experts = choose_experts(logits, num_chosen)
+    counts = F.one_hot(experts.flatten(), logits.shape[-1]).sum(dim=0)
+    return counts / experts.numel()
+
+
+def balance_loss(logits: Tensor, num_chosen: int) -> Tensor:
+    """E Σ f_i P_i with P_i the mean probability: 1 when uniform, E/k when k experts take everything.
+
+    Source: Switch Transformer, arXiv 2101.03961, with the 1/k that makes the constant hold for k > 1.
+    """
+    load = expert_load(logits, num_chosen)
+    return logits.shape[-1] * (load * logits.softmax(dim=-1).mean(dim=0)).sum()
+
+
+def z_loss(logits: Tensor) -> Tensor:
+    """The mean of logsumexp(z)²: keeps router logits small. Source: ST-MoE, arXiv 2202.08906."""
+    return logits.logsumexp(dim=-1).square().mean()
+
+
+@dataclass(frozen=True)
+class RoutingSummary:
+    """The routers of one forward pass: `loss` (scalar, to be added to the model's) and `load` (layers, E)."""
+
+    loss: Tensor
+    load: Tensor
+
+
+def summarize_routing(
+    config: ModelConfig, routing: list[Tensor], valid: Tensor | None = None
+) -> RoutingSummary:
+    """Losses and load of the router logits that a forward pass collected.
+
+    `routing` holds (B, T, E) per expert layer; `valid` (B, T) is true for tokens that count, None for all.
+    The losses are means over the layers. Raises ValueError when nothing was collected.
+    """
+    if not routing:
+        raise ValueError("routing is empty: give it to Decoder.forward first, on a model with ffn 'moe'")
+    chosen = config.experts_per_token
+    layers = [logits.flatten(0, 1) if valid is None else logits[valid] for logits in routing]
+    balance = torch.stack([balance_loss(z, chosen) for z in layers]).mean()
+    size = torch.stack([z_loss(z) for z in layers]).mean()
+    load = torch.stack([expert_load(z.detach(), chosen) for z in layers])
+    return RoutingSummary(config.balance_coefficient * balance + config.z_coefficient * size, load)

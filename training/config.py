@@ -1,0 +1,105 @@
+"""What a model is: sizes and choices, as validated data that is saved as `config.json`."""
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+MAX_LAYERS = 100  # state names carry two digits, so that past and present sort alike
+
+MixerName = Literal["attention", "retention"]
+FeedForwardName = Literal["mlp", "swiglu", "moe"]
+
+
+class ModelConfig(BaseModel):
+    """A decoder's architecture; frozen, and every field is checked when it is made or read.
+
+    `mixer` and `ffn` are one name for all layers or one name per layer. `value_dim` is the width of a
+    retention head's values (attention's are `head_dim` wide). `d_ff` is the inner width of the feed-forward
+    network, for `moe` of each expert. A last norm before the head belongs to `pre` placement only.
+    Raises pydantic's ValidationError, which says per field what was given and what is allowed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["trident-checkpoint/1"] = "trident-checkpoint/1"
+
+    vocab_size: PositiveInt
+    max_length: PositiveInt
+    d_model: PositiveInt
+    num_layers: int = Field(ge=1, le=MAX_LAYERS)
+    num_heads: PositiveInt
+    num_kv_heads: PositiveInt
+    head_dim: PositiveInt
+    value_dim: PositiveInt | None = None
+    d_ff: PositiveInt
+
+    mixer: MixerName | tuple[MixerName, ...]
+    ffn: FeedForwardName | tuple[FeedForwardName, ...]
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"] = "gelu_tanh"
+
+    norm: Literal["layernorm", "rmsnorm"] = "rmsnorm"
+    norm_placement: Literal["pre", "post"] = "pre"
+    norm_eps: PositiveFloat = 1e-5
+
+    position: Literal["learned", "rope", "none"] = "rope"
+    rope_theta: PositiveFloat = 10_000.0
+
+    biases: Literal["none", "qkv", "all"] = "none"
+    tied_head: bool = True
+    head_bias: bool = False
+
+    num_experts: int = Field(default=0, ge=0)
+    experts_per_token: int = Field(default=0, ge=0)
+    num_shared_experts: int = Field(default=0, ge=0)
+    balance_coefficient: float = Field(default=0.01, ge=0)
+    z_coefficient: float = Field(default=0.001, ge=0)
+
+    @property
+    def mixers(self) -> tuple[MixerName, ...]:
+        """The mixer of each layer."""
+        return (self.mixer,) * self.num_layers if isinstance(self.mixer, str) else self.mixer
+
+    @property
+    def ffns(self) -> tuple[FeedForwardName, ...]:
+        """The feed-forward network of each layer."""
+        return (self.ffn,) * self.num_layers if isinstance(self.ffn, str) else self.ffn
+
+    @property
+    def needs_rotary(self) -> bool:
+        """Whether any layer rotates its queries and keys: attention by choice, retention always."""
+        return self.position == "rope" or "retention" in self.mixers
+
+    @model_validator(mode="after")
+    def _patterns_fit(self) -> Self:
+        for field, names in (("mixer", self.mixers), ("ffn", self.ffns)):
+            if len(names) != self.num_layers:
+                raise ValueError(
+                    f"{field} names {len(names)} layers, but num_layers is {self.num_layers}: "
+                    "give one name for all layers, or one per layer"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_kv_heads is {self.num_kv_heads}, which does not divide num_heads {self.num_heads}: "
+                "every key head serves the same number of query heads"
+            )
+        if self.needs_rotary and self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}, but rotation needs an even number")
+        if "retention" in self.mixers and self.value_dim is None:
+            raise ValueError(
+                f"value_dim is missing, but retention needs it: 2 * head_dim = {2 * self.head_dim} is usual"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _experts_fit(self) -> Self:
+        given = f"num_experts {self.num_experts}, experts_per_token {self.experts_per_token}"
+        if "moe" not in self.ffns:
+            if self.num_experts or self.experts_per_token or self.num_shared_experts:
+                raise ValueError(f"{given}, but no layer's ffn is 'moe': leave them out, or choose 'moe'")
+        elif not 1 <= self.experts_per_token <= self.num_experts:
+            raise ValueError(f"{given}: ffn 'moe' needs 1 <= experts_per_token <= num_experts")
+        return self

@@ -1,0 +1,145 @@
+"""The decoder: embedding (+ positions) → layers → norm → head."""
+
+import math
+from collections.abc import Mapping
+from itertools import islice
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from training.blocks.block import Block
+from training.blocks.forward_pass import ForwardPass
+from training.blocks.norm import build_norm
+from training.blocks.rotary import Rotary
+from training.blocks.state import State, StateSpec
+from training.config import ModelConfig
+from training.lowering import active_lowering
+
+SMALL_STD = 0.02
+RESIDUAL_OUTPUTS = ("mixer.out.weight", "ffn.down.weight", "ffn.down", "ffn.shared.down.weight")
+
+
+class Decoder(nn.Module):
+    """A language model as its config describes it.
+
+    A state is a flat tuple of tensors in the order of `state_specs()`, each with the batch as first axis.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
+        is_learned = config.position == "learned"
+        self.position = nn.Embedding(config.max_length, config.d_model) if is_learned else None
+        self.rotary = (
+            Rotary(config.head_dim, config.max_length, config.rope_theta) if config.needs_rotary else None
+        )
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
+        if config.tied_head:
+            self.head.weight = self.embedding.weight
+        init_weights(self)
+
+    @classmethod
+    def from_tensors(cls, config: ModelConfig, tensors: Mapping[str, Tensor]) -> Self:
+        """A decoder that owns the given weights, with no random ones made first.
+
+        `tensors` are named as in `state_dict()`; a tied head needs no `head.weight`.
+        Raises RuntimeError naming missing, unexpected and wrongly shaped tensors.
+        """
+        weights = dict(tensors)
+        with torch.device("meta"):
+            decoder = cls(config)
+        if config.tied_head and "embedding.weight" in weights:
+            weights["head.weight"] = weights["embedding.weight"]
+        decoder.load_state_dict(weights, assign=True)
+        if config.tied_head:
+            decoder.head.weight = decoder.embedding.weight
+        return decoder
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        *,
+        positions: Tensor | None = None,
+        lengths: Tensor | None = None,
+        state: State | None = None,
+        routing: list[Tensor] | None = None,
+    ) -> tuple[Tensor, State]:
+        """Full sequences, or with `state` one serving step. `input_ids` (B, T).
+
+        Without state: logits (B, T, V) at every token, and the empty state. With state: logits (B, V) at each
+        row's last valid token, and the state after it. `positions` (B, T) count from 0 (default: 0 to T-1);
+        `lengths` (B,) are valid tokens per row (default: all). Router logits (B, T, E) of each expert layer
+        are appended to `routing` if it is given. Raises ValueError for more than `max_length` tokens.
+        """
+        B, T = input_ids.shape
+        if positions is None:
+            self._check_length(T)
+            positions = torch.arange(T, device=input_ids.device).expand(B, T)
+        if state is not None:
+            lengths = torch.full((B,), T, device=input_ids.device) if lengths is None else lengths
+            # Padding counts as position 0, or its positions could run past the tables.
+            positions = positions * (torch.arange(T, device=input_ids.device) < lengths[:, None])
+        step = ForwardPass(positions, lengths, self.rotary, active_lowering(), routing)
+        x, state_after = self._run_layers(self._embed(input_ids, positions), state, step)
+        if state is not None and lengths is not None:
+            last = (lengths - 1)[:, None, None].expand(B, 1, x.shape[-1])
+            x = x.gather(1, last).squeeze(1)  # (B, C)
+        return self.head(self.norm(x)), state_after
+
+    def _check_length(self, T: int) -> None:
+        limit = self.config.max_length
+        if limit < T:
+            raise ValueError(f"{T} tokens were given, but max_length is {limit}: cut the input")
+
+    def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
+        x: Tensor = self.embedding(input_ids)  # (B, T, C)
+        return x if self.position is None else x + self.position(positions)
+
+    def _run_layers(self, x: Tensor, state: State | None, step: ForwardPass) -> tuple[Tensor, State]:
+        before = iter(state or ())
+        after: list[Tensor] = []
+        for layer, block in enumerate(self.layers):
+            own = None if state is None else tuple(islice(before, len(self._specs_of(layer))))
+            x, own_after = block(x, own, step)
+            after.extend(own_after)
+        return x, tuple(after)
+
+    def _specs_of(self, layer: int) -> tuple[StateSpec, ...]:
+        block = self.layers[layer]
+        assert isinstance(block, Block)
+        return block.mixer.state_specs(layer)
+
+    def state_specs(self) -> tuple[StateSpec, ...]:
+        """Every state tensor, layer by layer: graph, manifest and engine are derived from it."""
+        return tuple(spec for layer in range(len(self.layers)) for spec in self._specs_of(layer))
+
+    def init_state(self, batch: int) -> State:
+        """The state of `batch` sequences before their first token: zeros."""
+        device = self.embedding.weight.device
+        return tuple(spec.zeros(batch, device) for spec in self.state_specs())
+
+    def num_parameters(self) -> int:
+        """Weights in all; a tied head counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def init_weights(decoder: Decoder) -> None:
+    """Fill all weights: normal with std fan_in^-½; outputs to the residual stream smaller by (2·layers)^½.
+
+    Embeddings and routers start small (std 0.02), so that a tied head begins near uniform and routing even.
+    """
+    shrink = math.sqrt(2 * decoder.config.num_layers)
+    for name, parameter in decoder.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim == 1:
+            nn.init.ones_(parameter)
+        elif name.startswith(("embedding", "position")) or "router" in name:
+            nn.init.normal_(parameter, std=SMALL_STD)
+        else:
+            std = parameter.shape[-1] ** -0.5
+            nn.init.normal_(parameter, std=std / shrink if name.endswith(RESIDUAL_OUTPUTS) else std)
