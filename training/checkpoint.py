@@ -1,0 +1,140 @@
+"""A model as a directory: `config.json`, `model.safetensors`, and the tokenizer's files beside them."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.config import ModelConfig
+from training.decoder import Decoder
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class CheckpointError(ValueError):
+    """A model directory that cannot be read; the message names the file and the problem."""
+
+
+@contextmanager
+def atomic_directory(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new directory to fill, which becomes `path` when the block ends well and vanishes when it fails.
+
+    Everything in it is on the disk before the name appears. With `replace` an older `path` is moved aside and
+    then removed: between the two renames the name is free for an instant, but no half-written directory ever
+    has it. Raises FileExistsError without `replace`.
+    """
+    if path.exists() and not replace:
+        raise FileExistsError(f"{path} exists: choose another directory, or ask for it to be replaced")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        fresh, old = workspace / "new", workspace / "old"
+        fresh.mkdir()
+        yield fresh
+        _sync_tree(fresh)
+        _take_place(path, fresh, old)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(workspace)
+
+
+def _take_place(path: Path, fresh: Path, old: Path) -> None:
+    if not path.exists():
+        fresh.rename(path)
+        return
+    path.rename(old)
+    try:
+        fresh.rename(path)
+    except OSError:
+        old.rename(path)
+        raise
+
+
+def _sync_tree(directory: Path) -> None:
+    for entry in sorted(directory.rglob("*")):
+        _sync(entry)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_model(
+    directory: Path, decoder: Decoder, *, companions: Mapping[str, str] | None = None, replace: bool = False
+) -> None:
+    """Write a model directory at once: the whole of it appears, or nothing.
+
+    `companions` are further files, name -> text: the tokenizer's (`TOKENIZER_FILES`) and any others.
+    Raises FileExistsError without `replace`, ValueError for a companion that is no plain or no free name.
+    """
+    companions = companions or {}
+    for name in companions:
+        if Path(name).name != name or name in (CONFIG, WEIGHTS):
+            raise ValueError(f"companion {name!r}: give a plain file name other than {CONFIG} and {WEIGHTS}")
+    with atomic_directory(directory, replace=replace) as fresh:
+        (fresh / CONFIG).write_text(decoder.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        save_file(_own_tensors(decoder), fresh / WEIGHTS)
+        for name, text in companions.items():
+            (fresh / name).write_text(text, encoding="utf-8")
+
+
+def _own_tensors(decoder: Decoder) -> dict[str, Tensor]:
+    tensors = {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}
+    if decoder.config.tied_head:
+        del tensors["head.weight"]
+    return tensors
+
+
+def load_model(directory: Path) -> Decoder:
+    """The decoder that `save_model` wrote. Raises CheckpointError."""
+    config = load_config(directory)
+    path = directory / WEIGHTS
+    try:
+        return Decoder.from_tensors(config, load_file(path))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is truncated or corrupt: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {directory / CONFIG}: {error}") from error
+
+
+def load_config(directory: Path) -> ModelConfig:
+    """The configuration in a model directory. Raises CheckpointError."""
+    path = directory / CONFIG
+    try:
+        return ModelConfig.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise _missing(path) from None
+    except ValidationError as error:
+        raise CheckpointError(f"{path}: {describe_errors(error)}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+
+def describe_errors(error: ValidationError) -> str:
+    """One line for each field that is wrong: its name, what was given, what is allowed."""
+    return "; ".join(
+        f"{'.'.join(map(str, item['loc']))} = {item['input']!r}: {item['msg']}"
+        if item["loc"]
+        else item["msg"]
+        for item in error.errors()
+    )
+
+
+def _missing(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is missing: a model directory holds {CONFIG} and {WEIGHTS}")
