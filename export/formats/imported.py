@@ -1,0 +1,54 @@
+"""What every format reader gives: a decoder with its weights, and the tokenizer that belongs to it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from export.manifest import SpecialTokens
+from training.decoder import Decoder
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The three tokenizer files by content; a model without a chat template takes `text_input` only."""
+
+    tokenizer: str
+    config: Mapping[str, object]
+    chat_template: str | None = None
+
+    def write(self, directory: Path) -> None:
+        """Write `tokenizer.json`, `tokenizer_config.json` and, if there is one, `chat_template.jinja`."""
+        (directory / TOKENIZER).write_text(self.tokenizer, encoding="utf-8")
+        config = json.dumps(dict(self.config), indent=2, ensure_ascii=False) + "\n"
+        (directory / TOKENIZER_CONFIG).write_text(config, encoding="utf-8")
+        if self.chat_template is not None:
+            (directory / CHAT_TEMPLATE).write_text(self.chat_template, encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class ImportedModel:
+    """A model as export works on it; `held_out` is text it was not trained on, if the source brings any."""
+
+    decoder: Decoder = field(repr=False)
+    tokenizer: TokenizerFiles = field(repr=False)
+    special_tokens: SpecialTokens
+    held_out: str | None = None
+
+
+def with_max_length(model: ImportedModel, max_length: int | None) -> ImportedModel:
+    """The same model with a shorter context; ValueError if `max_length` exceeds what it was trained for."""
+    config = model.decoder.config
+    if max_length is None or max_length == config.max_length:
+        return model
+    if not 1 <= max_length <= config.max_length:
+        raise ValueError(f"max length {max_length} was asked for; this model allows 1 to {config.max_length}")
+    tensors = dict(model.decoder.state_dict())
+    if "position.weight" in tensors:
+        tensors["position.weight"] = tensors["position.weight"][:max_length].clone()
+    decoder = Decoder.from_tensors(config.model_copy(update={"max_length": max_length}), tensors)
+    return ImportedModel(decoder, model.tokenizer, model.special_tokens, model.held_out)
