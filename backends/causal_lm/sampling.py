@@ -1,0 +1,148 @@
+"""From logits to a token, one row at a time, so that a crowd cannot change what a request draws."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backends.causal_lm.request import GenerationRequest
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.int64]
+_BLOCK = 64
+_COLDEST = 1e-5  # below this temperature float32 cannot tell a draw from the largest logit
+
+
+class NonFiniteLogitsError(Exception):
+    """The graph returned NaN or infinity where a token should be chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A token, its log-probability in the raw distribution, and the likeliest alternatives."""
+
+    token: int
+    log_prob: float = 0.0
+    alternatives: Mapping[int, float] = field(default_factory=dict)
+
+
+class Sampler:
+    """Draws one request's tokens.
+
+    Order: penalties and bias, temperature, top-k, top-p, min-p. The request's own Philox stream, keyed by its
+    seed, gives one uniform number per drawn token, so the same seed draws the same text in any company.
+    """
+
+    def __init__(self, request: GenerationRequest, vocab_size: int, eos: tuple[int, ...]) -> None:
+        self._parameters = request.sampling
+        self._min_tokens, self._eos = request.min_tokens, list(eos)
+        self._log_probs = request.return_log_probs or request.num_log_probs > 0
+        self._num_alternatives = request.num_log_probs
+        self._generator = np.random.Generator(np.random.Philox(key=request.sampling.seed))
+        self._bias_ids = np.fromiter(request.sampling.logit_bias.keys(), np.int64)
+        self._bias = np.fromiter(request.sampling.logit_bias.values(), np.float32)
+        self._generated = 0
+        self._counts: NDArray[np.int32] | None = None
+        if _penalises(request):
+            self._counts = np.zeros(vocab_size, np.int32)
+            self._seen = np.zeros(vocab_size, np.bool_)
+            self._seen[request.prompt_ids] = True
+
+    def choose(self, logits: Floats, greedy: int) -> Choice:
+        """Choose from raw `logits` [V], whose argmax is `greedy`; raises NonFiniteLogitsError."""
+        if not np.isfinite(logits[greedy]):
+            raise NonFiniteLogitsError(f"the graph's largest logit is {logits[greedy]}")
+        row = self._adjusted(logits)
+        if row is not logits:
+            greedy = int(row.argmax())
+        token = greedy if self._parameters.temperature < _COLDEST else self._draw(row, row[greedy])
+        self._generated += 1
+        if self._counts is not None:
+            self._counts[token] += 1
+            self._seen[token] = True
+        return self._with_log_probs(token, logits) if self._log_probs else Choice(token)
+
+    def _adjusted(self, logits: Floats) -> Floats:
+        """Penalties, bias and the bar on end-of-sequence, on a copy when there is any."""
+        barred = self._generated < self._min_tokens
+        if self._counts is None and not barred and self._bias.size == 0:
+            return logits
+        row = logits.copy()
+        if self._counts is not None:
+            self._penalise(row, self._counts)
+        row[self._bias_ids] += self._bias
+        if barred:
+            row[self._eos] = -np.inf
+        return row
+
+    def _penalise(self, row: Floats, counts: NDArray[np.int32]) -> None:
+        """Repetition (arXiv:1909.05858) over prompt and output; presence, frequency (OpenAI) over output."""
+        parameters = self._parameters
+        seen = np.flatnonzero(self._seen)
+        values, penalty = row[seen], np.float32(parameters.repetition_penalty)
+        row[seen] = np.where(values > 0, values / penalty, values * penalty)
+        used = np.flatnonzero(counts)
+        row[used] -= np.float32(parameters.presence_penalty)
+        row[used] -= np.float32(parameters.frequency_penalty) * counts[used].astype(np.float32)
+
+    def _draw(self, row: Floats, peak: np.float32) -> int:
+        parameters = self._parameters
+        ids = None
+        if 0 < parameters.top_k < row.size:
+            ids = np.sort(largest(row, parameters.top_k))
+            row = row[ids]
+        weights = np.exp((row - peak) / np.float32(parameters.temperature))  # [V] or [K], largest is 1
+        kept = _kept(weights, parameters.top_p, parameters.min_p)
+        if kept is not None:
+            ids, weights = kept if ids is None else ids[kept], weights[kept]
+        cumulative = np.cumsum(weights, dtype=np.float64)
+        place = np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right")
+        place = min(int(place), cumulative.size - 1)
+        return place if ids is None else int(ids[place])
+
+    def _with_log_probs(self, token: int, logits: Floats) -> Choice:
+        peak = float(logits.max())
+        total = peak + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+        likeliest = largest(logits, self._num_alternatives) if self._num_alternatives else ()
+        alternatives = {int(i): float(logits[i]) - total for i in likeliest}
+        return Choice(token, float(logits[token]) - total, alternatives)
+
+
+def largest(row: Floats, count: int) -> Indices:
+    """Indices of the `count` largest entries, largest first, equal ones by index."""
+    blocks = row.size // _BLOCK
+    if count <= blocks:
+        # At least `count` entries reach the count-th largest block maximum: a bound without sorting the row.
+        row_bound = np.partition(row[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1), -count)[-count]
+        candidates = np.flatnonzero(row >= row_bound)
+    else:
+        candidates = np.arange(row.size)
+    return candidates[np.argsort(-row[candidates], kind="stable")[:count]]
+
+
+def _kept(weights: Floats, top_p: float, min_p: float) -> Indices | None:
+    """Indices, ascending, that top-p and then min-p keep; None keeps all."""
+    kept = None
+    if top_p < 1:
+        kept = _nucleus(weights, top_p)
+    if min_p > 0:
+        above = weights >= min_p
+        kept = np.flatnonzero(above) if kept is None else kept[above[kept]]
+    return kept
+
+
+def _nucleus(weights: Floats, top_p: float) -> Indices:
+    """The smallest set of largest weights that holds `top_p` of the whole, ascending (arXiv:1904.09751)."""
+    total = float(weights.sum(dtype=np.float64))
+    # Weights below this floor hold less than 1 - top_p together, so the nucleus lies above it.
+    candidates = np.flatnonzero(weights >= (1 - top_p) * total / weights.size)
+    order = candidates[np.argsort(-weights[candidates], kind="stable")]
+    reached = np.searchsorted(np.cumsum(weights[order], dtype=np.float64), top_p * total, side="left")
+    return np.sort(order[: int(reached) + 1])
+
+
+def _penalises(request: GenerationRequest) -> bool:
+    parameters = request.sampling
+    penalties = (parameters.repetition_penalty - 1, parameters.presence_penalty, parameters.frequency_penalty)
+    return any(penalties)

@@ -1,0 +1,131 @@
+"""One request under way: its place in the rows, its text so far, what its next message will carry."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from backends.causal_lm.detokenize import Detokenizer, StopStrings
+from backends.causal_lm.manifest import Manifest
+from backends.causal_lm.request import FinishReason, GenerationRequest, Output, Sink, Timings
+from backends.causal_lm.sampling import Choice, Sampler
+
+
+class Sequence:
+    """A request with everything that its generation needs; times are seconds of the engine's clock.
+
+    `length` counts the tokens that its row holds. The engine's thread alone touches it, but for `cancelled`.
+    """
+
+    def __init__(
+        self, request: GenerationRequest, sink: Sink, *, manifest: Manifest, tokenizer: Tokenizer, now: float
+    ) -> None:
+        self.request, self.sink = request, sink
+        self.length = 0
+        self.last_token = -1
+        self.cancelled = False
+        self.submitted = now
+        self.prefill_started: float | None = None
+        self.first_token: float | None = None
+        self.last_token_at = now
+        self.sent_at: float | None = None
+        self.sampler = Sampler(request, manifest.vocab_size, manifest.special_tokens.eos)
+        self._eos = manifest.special_tokens.eos
+        self._limit = min(request.max_tokens, manifest.max_length - self.prompt_length)
+        self._detokenizer = Detokenizer(tokenizer)
+        self._stops = StopStrings(request.stop_words)
+        self._num_output_tokens = 0
+        self._cum_log_prob = 0.0
+        self._stop_reason = ""
+        self._text = "" if request.exclude_input else _echo(request, tokenizer)
+        self._token_ids: list[int] = []
+        self._log_probs: list[float] = []
+        self._top_log_probs: list[Mapping[int, float]] = []
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        return self._num_output_tokens
+
+    def accept(self, choice: Choice, now: float) -> FinishReason:
+        """Take the next token; the reason to finish, or an empty string. End-of-sequence is not shown."""
+        self.first_token = now if self.first_token is None else self.first_token
+        self.last_token, self.last_token_at = choice.token, now
+        if choice.token in self._eos:
+            return "stop"
+        self._record(choice)
+        if self._show(self._detokenizer.push(choice.token)):
+            return "stop"
+        return "length" if self._num_output_tokens >= self._limit else ""
+
+    def has_message(self, now: float, interval: float) -> bool:
+        """Whether a streamed message is due: the first text at once, then one per `interval` seconds."""
+        if not self.request.stream or not self._text:
+            return False
+        return self.sent_at is None or now - self.sent_at >= interval
+
+    def message(self, now: float) -> Output:
+        """What has come since the last message."""
+        self.sent_at = now
+        return self._take("", None)
+
+    def last_message(self, reason: FinishReason, now: float) -> Output:
+        """The rest, with reason and timings; held-back text is shown unless a stop string ended it."""
+        if not self._stop_reason and not self._show(self._detokenizer.flush()):
+            self._text += self._stops.flush()
+        reason = "stop" if self._stop_reason else reason
+        return self._take(reason, self._timings(now))
+
+    def _record(self, choice: Choice) -> None:
+        self._num_output_tokens += 1
+        self._token_ids.append(choice.token)
+        if self.request.return_log_probs:
+            self._cum_log_prob += choice.log_prob
+            self._log_probs.append(choice.log_prob)
+        if self.request.num_log_probs:
+            self._top_log_probs.append(choice.alternatives)
+
+    def _show(self, piece: str) -> bool:
+        """Add a piece of text as far as no stop string may begin in it; true when one is complete."""
+        text, self._stop_reason = self._stops.push(piece)
+        self._text += text
+        return bool(self._stop_reason)
+
+    def _take(self, reason: FinishReason, timings: Timings | None) -> Output:
+        output = Output(
+            text=self._text,
+            token_ids=tuple(self._token_ids),
+            num_input_tokens=self.prompt_length,
+            num_output_tokens=self._num_output_tokens,
+            finish_reason=reason,
+            stop_reason=self._stop_reason,
+            cum_log_prob=self._cum_log_prob,
+            log_probs=tuple(self._log_probs),
+            top_log_probs=tuple(self._top_log_probs),
+            timings=timings,
+        )
+        self._text = ""
+        self._token_ids, self._log_probs, self._top_log_probs = [], [], []
+        return output
+
+    def _timings(self, now: float) -> Timings:
+        started = now if self.prefill_started is None else self.prefill_started
+        first = now if self.first_token is None else self.first_token
+        spans = (started - self.submitted, first - started, now - first)
+        return Timings(*(round(seconds * 1e9) for seconds in spans))
+
+
+def _echo(request: GenerationRequest, tokenizer: Tokenizer) -> str:
+    if request.prompt is not None:
+        return request.prompt
+    return str(tokenizer.decode(request.prompt_ids.tolist(), skip_special_tokens=True))
+
+
+def next_inputs(sequences: list[Sequence]) -> tuple["np.ndarray[tuple[int], np.dtype[np.int64]]", ...]:
+    """Tokens [n] and positions [n] of the next decode step."""
+    tokens = np.fromiter((sequence.last_token for sequence in sequences), np.int64, len(sequences))
+    positions = np.fromiter((sequence.length for sequence in sequences), np.int64, len(sequences))
+    return tokens, positions

@@ -1,0 +1,59 @@
+"""Settings of one engine, as Triton's config.pbtxt parameters carry them: strings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from backends.causal_lm.manifest import LoadError
+
+_BOOLEANS = {"true": True, "false": False}
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How one engine runs.
+
+    slots: sequences that run at once. queue_size: requests that wait beyond those.
+    prefill_tokens: longest prompt chunk of a step that delays nobody; interleave_tokens: of a step beside
+    running streams, so that a long prompt does not stall them. threads: 0 takes every core it may use.
+    spinning: idle worker threads of ONNX Runtime spin instead of sleeping.
+    """
+
+    slots: int = 16
+    queue_size: int = 64
+    prefill_tokens: int = 256
+    interleave_tokens: int = 32
+    threads: int = 0
+    spinning: bool = True
+
+    def __post_init__(self) -> None:
+        lowest = {"slots": 1, "queue_size": 0, "prefill_tokens": 2, "interleave_tokens": 2, "threads": 0}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise LoadError(f"parameter {name} is {getattr(self, name)}, allowed is {low} or more")
+        if self.interleave_tokens > self.prefill_tokens:
+            raise LoadError(
+                f"parameter interleave_tokens is {self.interleave_tokens}, "
+                f"allowed is up to prefill_tokens, {self.prefill_tokens}"
+            )
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> "EngineSettings":
+        """Parse string parameters; raises LoadError naming the parameter, its value and what is allowed."""
+        known = [field.name for field in fields(cls)]
+        for name in parameters:
+            if name not in known:
+                raise LoadError(f"unknown parameter {name!r}; known are {', '.join(known)}")
+        values: dict[str, Any] = {name: _parse(name, text) for name, text in parameters.items()}
+        return cls(**values)
+
+
+def _parse(name: str, text: str) -> int:
+    if name == "spinning":
+        if text not in _BOOLEANS:
+            raise LoadError(f"parameter spinning is {text!r}, allowed are {', '.join(_BOOLEANS)}")
+        return _BOOLEANS[text]
+    try:
+        return int(text)
+    except ValueError:
+        raise LoadError(f"parameter {name} is {text!r}, an integer is needed") from None
