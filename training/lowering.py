@@ -97,7 +97,8 @@ class Eager:
         key = write_cache(state[0], k, positions=positions, lengths=lengths)
         value = write_cache(state[1], v, positions=positions, lengths=lengths)
         mask = torch.arange(key.shape[2], device=q.device) <= positions[:, :, None]  # (B, T, S)
-        return attend(q, key, value, mask=mask, scale=scale), (key, value)
+        o = attend(q, key.to(q.dtype), value.to(q.dtype), mask=mask, scale=scale)
+        return o, (key, value)
 
     def retention(
         self,

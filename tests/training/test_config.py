@@ -1,0 +1,68 @@
+"""The configuration: what it accepts, what it refuses, and that it survives its file."""
+
+from typing import Any, get_args
+
+import pytest
+from pydantic import ValidationError
+
+from training.blocks.block import FFNS, MIXERS
+from training.blocks.feed_forward import ACTIVATIONS
+from training.blocks.norm import NORMS
+from training.config import FeedForwardName, MixerName, ModelConfig
+from training.presets import PRESETS
+
+LLAMA = PRESETS["llama-tiny"].model_dump()
+RETNET = PRESETS["retnet-moe-tiny"].model_dump()
+
+
+def test_a_config_survives_its_json() -> None:
+    config = ModelConfig(**LLAMA | {"mixer": ("attention", "retention"), "value_dim": 64})
+    assert ModelConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        PRESETS["atlas"].d_model = 1  # type: ignore[misc]
+
+
+def test_one_name_stands_for_every_layer() -> None:
+    config = ModelConfig(**LLAMA)
+    assert config.mixers == ("attention", "attention")
+    assert config.ffns == ("swiglu", "swiglu")
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "message"),
+    [
+        (LLAMA, {"mixer": "mamba"}, "'attention' or 'retention'"),
+        (LLAMA, {"mixer": ("attention",)}, "mixer names 1 layers, but num_layers is 2"),
+        (LLAMA, {"ffn": ("swiglu",) * 3}, "ffn names 3 layers, but num_layers is 2"),
+        (LLAMA, {"num_kv_heads": 3}, "num_kv_heads is 3, which does not divide num_heads 4"),
+        (LLAMA, {"head_dim": 31}, "head_dim is 31, but rotation needs an even number"),
+        (LLAMA, {"mixer": "retention"}, "value_dim is missing.*2 \\* head_dim = 64"),
+        (LLAMA, {"num_experts": 4}, "num_experts 4.*no layer's ffn is 'moe'"),
+        (RETNET, {"experts_per_token": 5}, "experts_per_token 5.*1 <= experts_per_token <= num_experts"),
+        (RETNET, {"experts_per_token": 0}, "experts_per_token 0.*1 <= experts_per_token <= num_experts"),
+        (LLAMA, {"vocab_size": 0}, "greater than 0"),
+        (LLAMA, {"num_layers": 101}, "less than or equal to 100"),
+        (LLAMA, {"format": "other/1"}, "trident-checkpoint/1"),
+        (LLAMA, {"dropout": 0.1}, "dropout"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_is_allowed(
+    base: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        ModelConfig(**base | changes)
+
+
+def test_every_name_the_config_allows_has_its_block() -> None:
+    fields = ModelConfig.model_fields
+    assert set(MIXERS) == set(get_args(MixerName))
+    assert set(FFNS) == set(get_args(FeedForwardName))
+    assert set(NORMS) == set(get_args(fields["norm"].annotation))
+    assert set(ACTIVATIONS) == set(get_args(fields["activation"].annotation))
+
+
+def test_only_an_odd_head_without_rotation_is_allowed() -> None:
+    assert not ModelConfig(**LLAMA | {"head_dim": 31, "position": "learned"}).needs_rotary
