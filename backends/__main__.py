@@ -41,7 +41,8 @@ def serve(settings: ServerSettings) -> None:
 
 def status_line(model: ModelStatus) -> str:
     version = f" version {model.version}" if model.version else ""
-    return f"  {model.name}{version}: {'ready' if model.ready else f'not served: {model.reason}'}"
+    state = "ready" if model.ready else f"not served: {model.reason.partition(chr(10))[0] or 'see above'}"
+    return f"  {model.name}{version}: {state}"
 
 
 def say(line: str) -> None:

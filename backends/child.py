@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
 LIBC = ctypes.CDLL(None)
@@ -20,10 +21,11 @@ class ChildGroup:
     The kernel sends it SIGTERM when the thread that started it is gone, be that by SIGKILL.
     """
 
-    def __init__(self, command: list[str], variables: dict[str, str]) -> None:
+    def __init__(self, command: list[str], *, variables: dict[str, str], directory: Path) -> None:
         self._process = subprocess.Popen(
             command,
             env=variables,
+            cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -46,9 +46,11 @@ class EmbeddedServer:
         self._shm_prefix = prefix_for(os.getpid(), settings.grpc_port)
         self._child = ChildGroup(
             command_line(settings, environment, backends=backends, shm_prefix=self._shm_prefix),
-            variables_for(environment, dict(os.environ)),
+            variables=variables_for(environment, dict(os.environ)),
+            # Triton's stub imports from its working directory first: it must not find this checkout there.
+            directory=backends,
         )
-        self._log = TritonLog(self._child.output, show)
+        self._log = TritonLog(self._child.output, show, verbose=settings.verbose)
 
     @property
     def pid(self) -> int:

@@ -65,7 +65,7 @@ def command_line(
     switch = "true" if settings.verbose else "false"
     return [
         str(environment.binary),
-        f"--model-repository={settings.repository}",
+        f"--model-repository={settings.repository.absolute()}",
         f"--backend-directory={backends}",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         "--model-control-mode=explicit",

@@ -6,21 +6,25 @@ from collections import deque
 from collections.abc import Callable
 from typing import IO
 
-# Triton says these on every machine without a GPU, at warning or error level.
+# Triton says these at warning or error level on every machine without a GPU, the last one at every stop.
 NOISE = re.compile(
     "|".join(
         (
             r"Failed to initialize NVML",
             r"NVIDIA driver on your system",
-            r"[Uu]nable to (allocate pinned|set (memory access|peer access|PyTorch))",
             r"CUDA (memory pool disabled|driver version is insufficient|helper error)",
             r"Cuda(Driver| error|DriverHelper)",
             r"no CUDA-capable device",
-            r"Pinned memory pool",
+            r"[Pp]inned memory",
             r"libcuda\.so",
+            r"^Signal \(15\) received\.",
         )
     )
 )
+# A stub logs at info level whatever the server is told, and gives every error a native trace of the import.
+DETAIL = re.compile(r"^I\d{4} |^At:$|^  (<frozen|/).*\(\d+\): |^\s*$")
+ENTRY = re.compile(r'^(?P<level>[EWF])\d{4} \S+ \d+ \S+\] "?(?P<message>.*?)(\\n\\nAt:.*)?"?$')
+LEVELS = {"E": "error", "F": "fatal", "W": "warning"}
 KEPT_LINES = 200
 SHOWN_LINES = 12
 
@@ -28,10 +32,10 @@ SHOWN_LINES = 12
 class TritonLog:
     """Reads the server's output to its end on a thread of its own, so that the pipe never fills."""
 
-    def __init__(self, stream: IO[str], show: Callable[[str], None]) -> None:
+    def __init__(self, stream: IO[str], show: Callable[[str], None], *, verbose: bool) -> None:
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._show = show
-        self._thread = threading.Thread(target=self._follow, args=(stream,), name="triton-log", daemon=True)
+        self._stream, self._show, self._verbose = stream, show, verbose
+        self._thread = threading.Thread(target=self._follow, name="triton-log", daemon=True)
         self._thread.start()
 
     def last_words(self) -> str:
@@ -39,8 +43,17 @@ class TritonLog:
         self._thread.join(timeout=1.0)
         return "\n".join(list(self._lines)[-SHOWN_LINES:])
 
-    def _follow(self, stream: IO[str]) -> None:
-        for line in stream:
-            if line.strip() and not NOISE.search(line):
-                self._lines.append(line.rstrip())
-                self._show(line.rstrip())
+    def _follow(self) -> None:
+        for raw in self._stream:
+            line = raw.rstrip() if self._verbose else essence(raw.rstrip())
+            if line:
+                self._lines.append(line)
+                self._show(line)
+
+
+def essence(line: str) -> str:
+    """A line of Triton's log as a user needs it; empty for noise, detail and information."""
+    if NOISE.search(line) or DETAIL.search(line):
+        return ""
+    entry = ENTRY.match(line)
+    return f"Triton, {LEVELS[entry['level']]}: {entry['message']}" if entry else line

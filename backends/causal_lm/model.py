@@ -12,11 +12,12 @@ from backends.causal_lm.settings import EngineSettings
 from backends.causal_lm.tensors import arrays_from, declare, value_of
 from backends.causal_lm.triton_metrics import TritonMetrics
 
+# The contract's codes as names of Triton's; looked up late, because auto-complete runs without them.
 ERROR_CODES = {
-    "invalid": pb.TritonError.INVALID_ARG,
-    "overloaded": pb.TritonError.UNAVAILABLE,
-    "unavailable": pb.TritonError.UNAVAILABLE,
-    "internal": pb.TritonError.INTERNAL,
+    "invalid": "INVALID_ARG",
+    "overloaded": "UNAVAILABLE",
+    "unavailable": "UNAVAILABLE",
+    "internal": "INTERNAL",
 }
 
 
@@ -35,7 +36,7 @@ class ResponseSink:
         )
 
     def fail(self, code: str, message: str) -> None:
-        error = pb.TritonError(message, ERROR_CODES[code])
+        error = pb.TritonError(message, getattr(pb.TritonError, ERROR_CODES[code]))
         self._finish(pb.InferenceResponse(error=error))
 
     def end_empty(self) -> None:

@@ -10,11 +10,6 @@ from backends.causal_lm.metrics import FAMILIES
 
 PREFIX = "trident_"
 FLUSH_SECONDS = 0.25
-KINDS = {
-    "counter": pb.MetricFamily.COUNTER,
-    "gauge": pb.MetricFamily.GAUGE,
-    "histogram": pb.MetricFamily.HISTOGRAM,
-}
 
 
 class TritonMetrics:
@@ -71,7 +66,8 @@ class TritonMetrics:
 
     def _family(self, name: str) -> Any:
         family = FAMILIES[name]
-        return pb.MetricFamily(name=PREFIX + name, description=family.description, kind=KINDS[family.kind])
+        kind = getattr(pb.MetricFamily, family.kind.upper())
+        return pb.MetricFamily(name=PREFIX + name, description=family.description, kind=kind)
 
     def _metric(self, name: str, labels: dict[str, str]) -> Any:
         buckets = FAMILIES[name].buckets
