@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -70,7 +70,7 @@ class AsyncTritonClient:
 
     async def generate(
         self, model: str, request: GenerateRequest, *, request_id: str | None = None
-    ) -> AsyncIterator[GenerateResponse]:
+    ) -> AsyncGenerator[GenerateResponse, None]:
         """Yield the responses of one generation; leaving early (aclose, cancellation) frees its slot.
 
         `request_id` must be unique among running requests; by default it is drawn at random.

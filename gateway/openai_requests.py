@@ -1,0 +1,268 @@
+"""OpenAI's request bodies: what is accepted, in which range, and what each field becomes on the wire."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from client.wire import GenerateRequest
+
+MAX_CHOICES = 8
+MAX_PROMPTS = 16
+
+Unsupported: TypeAlias = Annotated[None, Field(description="Refused: not supported yet.")]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+LogProbs = Annotated[int, Field(ge=0, le=20)]
+
+
+class Body(BaseModel):
+    """A JSON object of which every field is known and has exactly its type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class TextPart(Body):
+    """A piece of a message; images and audio are refused."""
+
+    type: Literal["text"]
+    text: str
+
+
+def _as_parts(content: Any) -> Any:
+    if not isinstance(content, str | list):
+        raise PydanticCustomError("content_type", "Input should be a string or an array of text parts")
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _as_prompts(value: Any) -> Any:
+    """Return a list of prompts, each a string or a list of token ids."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(type(item) is int for item in value):
+        return [value]
+    return value
+
+
+def _one_prompt(value: Any) -> Any:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(type(item) is int and 0 <= item < 2**31 for item in value):
+        return value
+    raise PydanticCustomError("prompt_type", "A prompt is a string or a non-empty array of token ids")
+
+
+def _biases(value: dict[int, float]) -> dict[int, float]:
+    for token, bias in value.items():
+        if token < 0 or not -100 <= bias <= 100:
+            raise ValueError(f"token {token}: {bias} is outside token ids ≥ 0 and biases -100 to 100")
+    return value
+
+
+class Message(Body):
+    """One turn of a chat; the text parts are joined by line breaks."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[
+        list[TextPart],
+        BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]),
+        Field(min_length=1),
+    ]
+    name: Unsupported = None
+    refusal: Unsupported = None
+    audio: Unsupported = None
+    annotations: Unsupported = None
+    tool_calls: Unsupported = None
+    tool_call_id: Unsupported = None
+    function_call: Unsupported = None
+
+    def on_wire(self) -> dict[str, str]:
+        """Return the contract's message; `developer` is what newer clients call `system`."""
+        role = "system" if self.role == "developer" else self.role
+        return {"role": role, "content": "\n".join(part.text for part in self.content)}
+
+
+class StreamOptions(Body):
+    """What a stream carries besides text."""
+
+    include_usage: bool = False
+
+
+class Sampling(Body):
+    """The fields that chat and plain completions share; the last four are extensions, as in other servers."""
+
+    tensor_parameters: ClassVar[Mapping[str, str]] = {}
+
+    model: Annotated[str, Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=256)]],
+            BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
+            Field(max_length=4),
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[int, float], AfterValidator(_biases)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
+    min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+
+    @model_validator(mode="after")
+    def _options_only_when_streaming(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise _contradiction("stream_options", "it is only allowed when 'stream' is true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether the stream ends with a chunk of token counts."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @abstractmethod
+    def prompts(self) -> Sequence[Mapping[str, Any]]:
+        """Return, per prompt, the fields of GenerateRequest that carry it."""
+
+    @abstractmethod
+    def log_probs(self) -> int | None:
+        """Return how many alternatives a token were asked for; None when log-probs were not."""
+
+    def limit(self) -> int | None:
+        """Return the most tokens to generate."""
+        return self.max_tokens
+
+    def requests(self) -> list[GenerateRequest]:
+        """Return one request per choice: prompts in order, n of each; choice i has the seed + i."""
+        return [self._request(prompt, i) for prompt in self.prompts() for i in range(self.n or 1)]
+
+    def _request(self, prompt: Mapping[str, Any], i: int) -> GenerateRequest:
+        log_probs = self.log_probs()
+        return GenerateRequest(
+            **prompt,
+            max_tokens=self.limit(),
+            min_tokens=self.min_tokens,
+            stop_words=self.stop or None,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=None if self.seed is None else (self.seed + i) % 2**64,
+            logit_bias=self.logit_bias or None,
+            stream=bool(self.stream),
+            return_log_probs=None if log_probs is None else True,
+            num_log_probs=log_probs,
+        )
+
+
+class ChatRequest(Sampling):
+    """The body of `POST /v1/chat/completions`."""
+
+    tensor_parameters = {"text_input": "messages", "input_ids": "messages"}
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: LogProbs | None = None
+    response_format: TextFormat | None = None
+    tools: Unsupported = None
+    tool_choice: Unsupported = None
+    parallel_tool_calls: Unsupported = None
+    functions: Unsupported = None
+    function_call: Unsupported = None
+    modalities: Unsupported = None
+    audio: Unsupported = None
+    prediction: Unsupported = None
+    reasoning_effort: Unsupported = None
+    web_search_options: Unsupported = None
+    service_tier: Unsupported = None
+    store: Unsupported = None
+    metadata: Unsupported = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise _contradiction("max_tokens", "give it or 'max_completion_tokens', not both")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise _contradiction("top_logprobs", "it is only allowed when 'logprobs' is true")
+        return self
+
+    def prompts(self) -> Sequence[Mapping[str, Any]]:
+        """Return the conversation; the chat template is applied on the other side."""
+        return [{"messages": [message.on_wire() for message in self.messages]}]
+
+    def log_probs(self) -> int | None:
+        """Return the alternatives asked for."""
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def limit(self) -> int | None:
+        """Return the most tokens to generate, by either of its names."""
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+
+class TextFormat(Body):
+    """Plain text; JSON modes are refused."""
+
+    type: Literal["text"]
+
+
+class CompletionRequest(Sampling):
+    """The body of `POST /v1/completions`."""
+
+    tensor_parameters = {"num_log_probs": "logprobs"}
+
+    prompt: Annotated[
+        list[Annotated[Any, AfterValidator(_one_prompt)]],
+        BeforeValidator(
+            _as_prompts, json_schema_input_type=str | list[str] | list[TokenId] | list[list[TokenId]]
+        ),
+        Field(min_length=1, max_length=MAX_PROMPTS),
+    ]
+    echo: bool | None = None
+    logprobs: LogProbs | None = None
+    best_of: Unsupported = None
+    suffix: Unsupported = None
+
+    @model_validator(mode="after")
+    def _echo_has_text(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            raise _contradiction("echo", "log-probs of the prompt are not available; leave out 'logprobs'")
+        if self.echo and any(not isinstance(prompt, str) for prompt in self.prompt):
+            raise _contradiction("echo", "token ids have no text here to echo; send the prompt as a string")
+        return self
+
+    def prompts(self) -> Sequence[Mapping[str, Any]]:
+        """Return each prompt as text, or as token ids that go to the engine past the tokenizer."""
+        echo = {"exclude_input_in_output": False} if self.echo else {}
+        return [{"text_input" if isinstance(p, str) else "input_ids": p, **echo} for p in self.prompt]
+
+    def log_probs(self) -> int | None:
+        """Return the alternatives asked for."""
+        return self.logprobs
+
+
+def _contradiction(param: str, message: str) -> PydanticCustomError:
+    """Return an error of the whole body that names the field to change."""
+    return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
+
+
+ChatRequest.model_rebuild()

@@ -1,0 +1,57 @@
+"""The endpoints for whoever runs the gateway: liveness, readiness, metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from client.wire import WireError
+from gateway.metrics import Metrics
+from gateway.transport import Transport
+
+
+@dataclass(frozen=True)
+class Operations:
+    """The endpoints and what they look at."""
+
+    transport: Transport
+    metrics: Metrics
+
+    def router(self) -> APIRouter:
+        """Return the routes."""
+        router = APIRouter(tags=["operations"])
+        router.add_api_route("/livez", self.livez, methods=["GET"])
+        router.add_api_route("/readyz", self.readyz, methods=["GET"])
+        router.add_api_route("/metrics", self.exposition, methods=["GET"])
+        return router
+
+    async def livez(self) -> JSONResponse:
+        """Say that the gateway's own process answers."""
+        return JSONResponse({"status": "alive"})
+
+    async def readyz(self) -> JSONResponse:
+        """Say whether requests can be answered: Triton and each model by name; 503 when not."""
+        try:
+            parts = await self._parts()
+        except WireError as error:
+            parts = {"triton": error.message, "models": {}}
+        models = parts["models"]
+        ready = parts["triton"] == "ready" and bool(models) and set(models.values()) == {"ready"}
+        status = "ready" if ready else "not ready"
+        return JSONResponse({"status": status, **parts}, 200 if ready else 503)
+
+    async def exposition(self) -> Response:
+        """Return the metrics for Prometheus."""
+        return Response(self.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    async def _parts(self) -> dict[str, Any]:
+        triton = "ready" if await self.transport.server_ready() else "not ready"
+        models = {name: await self._state(name) for name in await self.transport.models()}
+        return {"triton": triton, "models": models}
+
+    async def _state(self, model: str) -> str:
+        return "ready" if await self.transport.model_ready(model) else "not ready"

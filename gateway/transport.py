@@ -1,0 +1,29 @@
+"""The seam between HTTP and Triton: what the gateway needs of a client, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from client.wire import GenerateRequest, GenerateResponse
+
+
+class Transport(Protocol):
+    """The interface of `client.triton.AsyncTritonClient` that the gateway uses; errors are WireError."""
+
+    def generate(
+        self, model: str, request: GenerateRequest, *, request_id: str | None = None
+    ) -> AsyncGenerator[GenerateResponse, None]:
+        """Yield the responses of one generation; closing the generator cancels it."""
+
+    async def models(self) -> list[str]:
+        """Return the names of the models that can generate."""
+
+    async def model_ready(self, model: str) -> bool:
+        """Return whether a model takes requests."""
+
+    async def server_ready(self) -> bool:
+        """Return whether Triton takes requests."""
+
+    async def close(self) -> None:
+        """Release the connection."""

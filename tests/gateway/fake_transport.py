@@ -1,0 +1,86 @@
+"""Stands where Triton stands: plays a script of responses, and remembers what it was asked."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from client.wire import GenerateResponse, WireError
+
+
+def spoken(*pieces, finish_reason="stop", **last):
+    """The responses of a stream that says `pieces`, one token each."""
+    responses = [
+        GenerateResponse(text_output=piece, output_ids=[i], num_input_tokens=7, num_output_tokens=i + 1)
+        for i, piece in enumerate(pieces)
+    ]
+    end = GenerateResponse(
+        finish_reason=finish_reason, num_input_tokens=7, num_output_tokens=len(pieces), **last
+    )
+    return [*responses, end]
+
+
+@dataclass
+class FakeTransport:
+    """A script item is a response, an exception to raise, seconds to sleep, or an Event to wait for."""
+
+    script: list = field(default_factory=lambda: spoken("Hello", " world"))
+    served: list = field(default_factory=lambda: ["toy"])
+    away: bool = False
+    not_ready: set = field(default_factory=set)
+    asked: list = field(default_factory=list)
+    ids: list = field(default_factory=list)
+    running: int = 0
+    given: int = 0
+    cancelled: int = 0
+    closed: bool = False
+
+    async def generate(self, model, request, *, request_id=None):
+        self.asked.append(request)
+        self.ids.append(request_id)
+        self.running += 1
+        try:
+            for item in self.script if request.stream else self.merged():
+                await self.play(item)
+                if isinstance(item, GenerateResponse):
+                    self.given += 1
+                    yield item
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def play(self, item):
+        if isinstance(item, Exception):
+            raise item
+        if isinstance(item, asyncio.Event):
+            await item.wait()
+        elif isinstance(item, float):
+            await asyncio.sleep(item)
+
+    def merged(self):
+        """The script as a request without streaming gets it: one response with all text."""
+        responses = [item for item in self.script if isinstance(item, GenerateResponse)]
+        others = [item for item in self.script if not isinstance(item, GenerateResponse)]
+        if not responses:
+            return others
+        fields = {name: getattr(responses[-1], name) for name in GenerateResponse.__slots__}
+        fields["text_output"] = "".join(r.text_output for r in responses)
+        for name in ("output_ids", "output_log_probs", "top_log_probs"):
+            fields[name] = [value for r in responses for value in getattr(r, name)]
+        return [*others, GenerateResponse(**fields)]
+
+    async def models(self):
+        if self.away:
+            raise WireError("unavailable", "server", "Triton does not answer at 127.0.0.1:8001")
+        return self.served
+
+    async def model_ready(self, model):
+        return model not in self.not_ready
+
+    async def server_ready(self):
+        if self.away:
+            raise WireError("unavailable", "server", "Triton does not answer at 127.0.0.1:8001")
+        return True
+
+    async def close(self):
+        self.closed = True

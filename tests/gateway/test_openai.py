@@ -1,0 +1,290 @@
+"""The OpenAI endpoints, asked by the official client, over a fake Triton."""
+
+import asyncio
+
+import openai
+import pytest
+
+from client.wire import GenerateRequest, GenerateResponse, WireError
+from tests.gateway.fake_transport import spoken
+
+CHAT = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}]}
+
+
+async def test_a_chat_completion_comes_back_whole(openai_client, transport):
+    completion = await openai_client.chat.completions.create(**CHAT)
+    assert completion.object == "chat.completion"
+    assert completion.model == "toy"
+    assert completion.id.startswith("chatcmpl-")
+    (choice,) = completion.choices
+    assert (choice.index, choice.message.role, choice.message.content) == (0, "assistant", "Hello world")
+    assert (choice.finish_reason, choice.logprobs) == ("stop", None)
+    assert completion.usage.model_dump(exclude_none=True) == {
+        "prompt_tokens": 7,
+        "completion_tokens": 2,
+        "total_tokens": 9,
+    }
+    assert transport.asked == [GenerateRequest(messages=CHAT["messages"], stream=False)]
+
+
+async def test_every_accepted_field_reaches_the_wire(openai_client, transport):
+    transport.script = [GenerateResponse(finish_reason="stop")]
+    await openai_client.chat.completions.create(
+        model="toy",
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        ],
+        max_completion_tokens=9,
+        temperature=1,
+        top_p=0.5,
+        stop="END",
+        seed=-1,
+        presence_penalty=-2,
+        frequency_penalty=2,
+        logit_bias={"5": -100},
+        logprobs=True,
+        top_logprobs=3,
+        user="someone",
+        n=1,
+        response_format={"type": "text"},
+        extra_body={"top_k": 4, "min_p": 0.25, "repetition_penalty": 1.5, "min_tokens": 2},
+    )
+    assert transport.asked == [
+        GenerateRequest(
+            messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\nb"}],
+            max_tokens=9,
+            min_tokens=2,
+            stop_words=["END"],
+            temperature=1.0,
+            top_k=4,
+            top_p=0.5,
+            min_p=0.25,
+            repetition_penalty=1.5,
+            presence_penalty=-2.0,
+            frequency_penalty=2.0,
+            seed=2**64 - 1,
+            logit_bias={5: -100.0},
+            stream=False,
+            return_log_probs=True,
+            num_log_probs=3,
+        )
+    ]
+
+
+async def test_a_stream_has_one_id_a_role_first_a_reason_last_and_then_done(http, transport):
+    transport.script = spoken("Größe ", "🙂", " 日本", finish_reason="length")
+    async with http.stream("POST", "/v1/chat/completions", json={**CHAT, "stream": True}) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        lines = [line async for line in response.aiter_lines() if line]
+    assert lines[-1] == "data: [DONE]"
+    chunks = [openai.types.chat.ChatCompletionChunk.model_validate_json(line[6:]) for line in lines[:-1]]
+    assert len({(c.id, c.created, c.model, c.object) for c in chunks}) == 1
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Größe 🙂 日本"
+    assert [c.choices[0].finish_reason for c in chunks] == [None] * 4 + ["length"]
+    assert all('"usage"' not in line for line in lines)
+
+
+async def test_usage_comes_last_with_no_choices_only_when_asked_for(openai_client):
+    stream = await openai_client.chat.completions.create(
+        **CHAT, stream=True, stream_options={"include_usage": True}
+    )
+    *chunks, last = [chunk async for chunk in stream]
+    assert all(chunk.usage is None and chunk.choices for chunk in chunks)
+    assert last.choices == []
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.total_tokens) == (7, 2, 9)
+
+
+async def test_text_in_the_last_response_is_sent_before_its_finish_reason(openai_client, transport):
+    transport.script = [GenerateResponse(text_output="all", finish_reason="stop")]
+    stream = await openai_client.chat.completions.create(**CHAT, stream=True)
+    _, piece, end = [chunk.choices[0] async for chunk in stream]
+    assert (piece.delta.content, piece.finish_reason) == ("all", None)
+    assert (end.delta.content, end.finish_reason) == (None, "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_choices_run_side_by_side_with_distinct_seeds(openai_client, transport, stream):
+    answer = await openai_client.chat.completions.create(
+        **CHAT,
+        n=3,
+        seed=2**63,
+        stream=stream,
+        extra_body={"stream_options": {"include_usage": True}} if stream else {},
+    )
+    if stream:
+        chunks = [chunk async for chunk in answer]
+        usage, parts = chunks[-1].usage, [chunk.choices[0] for chunk in chunks[:-1]]
+        texts = ["".join(p.delta.content or "" for p in parts if p.index == i) for i in range(3)]
+        assert sum(p.finish_reason == "stop" for p in parts) == 3
+    else:
+        usage, texts = answer.usage, [choice.message.content for choice in answer.choices]
+    assert texts == ["Hello world"] * 3
+    assert (usage.prompt_tokens, usage.completion_tokens) == (7, 6)
+    assert sorted(request.seed for request in transport.asked) == [2**63, 2**63 + 1, 2**63 + 2]
+    assert len(set(transport.ids)) == 3
+
+
+async def test_log_probs_are_reported_per_token_by_id(openai_client, transport):
+    scored = {"output_log_probs": [-0.5], "top_log_probs": [{"4": -0.5, "9": -1.5}]}
+    transport.script = [
+        GenerateResponse(text_output="a", output_ids=[4], **scored),
+        GenerateResponse(output_ids=[4], finish_reason="stop", **scored),
+    ]
+    completion = await openai_client.chat.completions.create(**CHAT, logprobs=True, top_logprobs=2)
+    first, second = completion.choices[0].logprobs.content
+    assert first == second
+    assert (first.token, first.logprob) == ("token_id:4", -0.5)
+    assert [(t.token, t.logprob) for t in first.top_logprobs] == [("token_id:4", -0.5), ("token_id:9", -1.5)]
+
+    stream = await openai_client.chat.completions.create(**CHAT, logprobs=True, top_logprobs=2, stream=True)
+    scores = [chunk.choices[0].logprobs async for chunk in stream]
+    assert [len(s.content) for s in scores if s is not None] == [1, 1]
+
+    text = await openai_client.completions.create(model="toy", prompt="a", logprobs=2)
+    scores = text.choices[0].logprobs
+    assert (scores.tokens, scores.token_logprobs) == (["token_id:4"] * 2, [-0.5] * 2)
+    assert scores.top_logprobs == [{"token_id:4": -0.5, "token_id:9": -1.5}] * 2
+
+
+@pytest.mark.parametrize(
+    ("prompt", "wire"),
+    [
+        ("Hi", [{"text_input": "Hi"}]),
+        (["Hi", "Ho"], [{"text_input": "Hi"}, {"text_input": "Ho"}]),
+        ([5, 6], [{"input_ids": [5, 6]}]),
+        ([[5, 6], [7]], [{"input_ids": [5, 6]}, {"input_ids": [7]}]),
+    ],
+)
+async def test_completions_take_texts_and_token_ids(openai_client, transport, prompt, wire):
+    completion = await openai_client.completions.create(model="toy", prompt=prompt, max_tokens=5)
+    assert completion.object == "text_completion"
+    assert completion.id.startswith("cmpl-")
+    assert [choice.text for choice in completion.choices] == ["Hello world"] * len(wire)
+    assert completion.usage.prompt_tokens == 7 * len(wire)
+    assert transport.asked == [GenerateRequest(**fields, max_tokens=5, stream=False) for fields in wire]
+
+
+async def test_echo_asks_for_the_prompt_in_the_output(openai_client, transport):
+    await openai_client.completions.create(model="toy", prompt="Hi", echo=True)
+    assert transport.asked[0].exclude_input_in_output is False
+
+
+async def test_a_streamed_completion_is_the_same_text(openai_client):
+    stream = await openai_client.completions.create(model="toy", prompt="Hi", stream=True)
+    choices = [chunk.choices[0] async for chunk in stream]
+    assert "".join(choice.text for choice in choices) == "Hello world"
+    assert [choice.finish_reason for choice in choices] == [None, None, "stop"]
+
+
+async def test_an_answer_can_be_sent_back_as_it_came(openai_client, transport):
+    completion = await openai_client.chat.completions.create(**CHAT)
+    messages = [*CHAT["messages"], completion.choices[0].message, {"role": "user", "content": "More"}]
+    await openai_client.chat.completions.create(model="toy", messages=messages)
+    assert transport.asked[-1].messages[1] == {"role": "assistant", "content": "Hello world"}
+
+
+async def test_models_are_listed_and_described(openai_client):
+    assert [model.id async for model in openai_client.models.list()] == ["toy"]
+    model = await openai_client.models.retrieve("toy")
+    assert (model.id, model.object, model.owned_by) == ("toy", "model", "trident")
+    with pytest.raises(openai.NotFoundError, match="served: toy"):
+        await openai_client.models.retrieve("other")
+
+
+async def test_an_unknown_model_is_404_and_lists_the_served(openai_client, transport):
+    with pytest.raises(openai.NotFoundError) as caught:
+        await openai_client.chat.completions.create(model="gpt-4", messages=CHAT["messages"])
+    assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+    assert "served: toy" in str(caught.value)
+    assert transport.asked == []
+
+
+async def test_a_model_loaded_later_is_found(openai_client, transport):
+    await openai_client.chat.completions.create(**CHAT)
+    transport.served = ["toy", "newer"]
+    await openai_client.chat.completions.create(model="newer", messages=CHAT["messages"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status", "param", "code"),
+    [
+        (WireError("invalid", "stop_words", "17 strings, up to 16"), 400, "stop", "invalid_value"),
+        (WireError("invalid", "input_ids", "9000 tokens, up to 8191"), 400, "messages", "invalid_value"),
+        (WireError("invalid", "top_p", "2 was given"), 400, "top_p", "invalid_value"),
+        (WireError("not_found", "model", "it was unloaded"), 404, "model", "model_not_found"),
+        (WireError("overloaded", "queue", "64 wait"), 503, None, "overloaded"),
+        (WireError("unavailable", "engine", "it stops"), 503, None, "unavailable"),
+        (WireError("internal", "server", "secret detail"), 500, None, "internal_error"),
+        (ZeroDivisionError("secret detail"), 500, None, "internal_error"),
+    ],
+)
+async def test_an_error_before_the_first_token_is_an_http_status(
+    http, transport, *, stream, error, status, param, code
+):
+    transport.script = [error]
+    response = await http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert response.status_code == status
+    body = response.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert (body["param"], body["code"]) == (param, code)
+    assert "secret" not in response.text
+    assert response.headers.get("retry-after") == ("1" if status == 503 else None)
+    assert transport.running == 0
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (WireError("unavailable", "engine", "it stops"), "unavailable"),
+        (GenerateResponse(finish_reason="cancelled"), "unavailable"),
+        (ZeroDivisionError("secret detail"), "internal_error"),
+    ],
+)
+async def test_an_error_inside_a_stream_is_an_event_in_the_same_form(openai_client, transport, failure, code):
+    transport.script = [*spoken("Hello")[:1], failure]
+    stream = await openai_client.chat.completions.create(**CHAT, stream=True)
+    with pytest.raises(openai.APIError) as caught:
+        async for _ in stream:
+            pass
+    assert caught.value.code == code
+    assert "secret" not in str(caught.value)
+    assert transport.running == 0
+
+
+async def test_one_failing_choice_stops_the_others(openai_client, transport):
+    forever, calls = transport.generate, []
+
+    async def one_fails(model, request, *, request_id=None):
+        calls.append(request_id)
+        if len(calls) == 2:
+            raise WireError("overloaded", "queue", "64 wait")
+        async for response in forever(model, request, request_id=request_id):
+            yield response
+
+    transport.generate, transport.script = one_fails, [asyncio.Event()]
+    with pytest.raises(openai.InternalServerError) as caught:
+        await openai_client.chat.completions.create(**CHAT, n=3)
+    assert caught.value.status_code == 503
+    assert (transport.running, transport.cancelled) == (0, 2)
+
+
+async def test_beyond_the_bound_requests_are_refused_at_once_and_the_bound_frees_again(
+    openai_client, http, transport, settings
+):
+    release = asyncio.Event()
+    transport.script = [release, *spoken("Hello")]
+    running = [
+        asyncio.create_task(openai_client.chat.completions.create(**CHAT))
+        for _ in range(settings.max_running)
+    ]
+    async with asyncio.timeout(5):
+        while transport.running < settings.max_running:
+            await asyncio.sleep(0.01)
+    refused = await http.post("/v1/chat/completions", json=CHAT)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    release.set()
+    assert len(await asyncio.gather(*running)) == settings.max_running
+    assert (await http.post("/v1/chat/completions", json=CHAT)).status_code == 200
