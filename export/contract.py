@@ -51,3 +51,13 @@ OUTPUTS: dict[str, TensorSpec] = {
     "top_log_probs": TensorSpec("TYPE_STRING"),
     "timings": TensorSpec("TYPE_STRING"),
 }
+
+
+def engine_name(model: str) -> str:
+    """The engine's directory in the repository."""
+    return f"{model}_engine"
+
+
+def tokenizer_name(model: str) -> str:
+    """The tokenizer's directory in the repository."""
+    return f"{model}_tokenizer"

@@ -32,7 +32,7 @@ class StateTensor(_Part):
     past: str
     present: str
     shape: tuple[int, ...] = Field(min_length=1)
-    dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Literal["float32", "float16"]
 
 
 class SpecialTokens(_Part):

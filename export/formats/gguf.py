@@ -14,12 +14,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from export.errors import ExportError
+from export.formats.detect import GGUF_MAGIC
 from export.formats.gguf_tokenizer import special_tokens_from_metadata, tokenizer_files_from_metadata
 from export.formats.imported import ImportedModel
 from training.config import ModelConfig
 from training.decoder import Decoder
 
-MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 
 GLOBAL_TENSORS = {
@@ -67,8 +67,8 @@ def read_gguf(path: Path) -> ImportedModel:
 def _open(path: Path) -> gguf.GGUFReader:
     with path.open("rb") as file:
         head = file.read(8)
-    if head[:4] != MAGIC:
-        raise ExportError(f"{path} starts with {head[:4]!r}; a GGUF file starts with {MAGIC!r}")
+    if head[:4] != GGUF_MAGIC:
+        raise ExportError(f"{path} starts with {head[:4]!r}; a GGUF file starts with {GGUF_MAGIC!r}")
     version = int.from_bytes(head[4:], "little")
     if version not in VERSIONS:
         raise ExportError(f"{path} is GGUF version {version}; supported are little-endian 2 and 3")

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.errors import ExportError
 from export.manifest import SpecialTokens
 from training.decoder import Decoder
 
@@ -41,12 +42,12 @@ class ImportedModel:
 
 
 def with_max_length(model: ImportedModel, max_length: int | None) -> ImportedModel:
-    """The same model with a shorter context; ValueError if `max_length` exceeds what it was trained for."""
+    """The same model with a shorter context; ExportError if it is beyond what the model knows."""
     config = model.decoder.config
     if max_length is None or max_length == config.max_length:
         return model
     if not 1 <= max_length <= config.max_length:
-        raise ValueError(f"max length {max_length} was asked for; this model allows 1 to {config.max_length}")
+        raise ExportError(f"max length {max_length} was given; this model allows 1 to {config.max_length}")
     tensors = dict(model.decoder.state_dict())
     if "position.weight" in tensors:
         tensors["position.weight"] = tensors["position.weight"][:max_length].clone()

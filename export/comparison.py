@@ -1,0 +1,141 @@
+"""`comparison.json`: the proof that travels with an artifact and that installing demands."""
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from export.errors import ExportError
+from export.manifest import Engine, Precision
+
+COMPARISON = "comparison.json"
+CHUNK_BYTES = 1 << 20
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileHash(_Part):
+    """One file of the artifact."""
+
+    bytes: int
+    sha256: str
+
+
+class Scenario(_Part):
+    """Logits of one way to run the graph, against PyTorch's over the full sequence.
+
+    `max_error` is the largest |Δlogit|; `relative_error` the root mean square of Δlogit over the standard
+    deviation of the reference's logits; `limit` bounds the one of them that `measure` names.
+    """
+
+    name: str
+    steps: int
+    max_error: float
+    relative_error: float
+    top1_agreement: float
+    measure: Literal["max_error", "relative_error"]
+    limit: float
+    passed: bool
+
+
+class Perplexity(_Part):
+    """Perplexity on held-out text, decoded token by token in a batch; `ratio` is graph / reference."""
+
+    text: str
+    tokens: int
+    reference: float
+    graph: float
+    ratio: float
+    top1_agreement: float
+    limit: float
+    passed: bool
+
+
+class Experts(_Part):
+    """How many of all layers' experts the compared tokens reached; the others are dead for these tokens."""
+
+    reached: int
+    total: int
+
+
+class Comparison(_Part):
+    """The whole report; `request` is the hash of everything that the artifact follows from."""
+
+    format: Literal["trident-comparison/1"] = "trident-comparison/1"
+    model: str
+    engine: Engine
+    precision: Precision
+    request: str
+    artifact: dict[str, FileHash]
+    reference: str
+    scenarios: tuple[Scenario, ...]
+    perplexity: Perplexity
+    experts: Experts | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every measure is within its limit."""
+        return self.perplexity.passed and all(scenario.passed for scenario in self.scenarios)
+
+    @property
+    def failures(self) -> list[str]:
+        """One phrase per measure beyond its limit."""
+        failed = [
+            f"{s.name}: {s.measure} {getattr(s, s.measure):.3g} > {s.limit:.3g}"
+            for s in self.scenarios
+            if not s.passed
+        ]
+        if not self.perplexity.passed:
+            failed.append(f"perplexity ratio {self.perplexity.ratio:.4f} > {self.perplexity.limit:.4f}")
+        return failed
+
+
+def hash_artifact(files: list[Path]) -> dict[str, FileHash]:
+    """Size and SHA-256 of each file, by name."""
+    return {path.name: FileHash(bytes=path.stat().st_size, sha256=_sha256(path)) for path in files}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_comparison(directory: Path) -> Comparison:
+    """The report in `directory`; ExportError when it is missing or no report."""
+    path = directory / COMPARISON
+    try:
+        return Comparison.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ExportError(
+            f"{path} is missing: only what has been compared is installed; run the export"
+        ) from None
+    except ValidationError as error:
+        raise ExportError(
+            f"{path} is no comparison report: {error.errors()[0]['msg']}; run the export"
+        ) from error
+
+
+def write_comparison(comparison: Comparison, directory: Path) -> None:
+    """Write the report beside the artifact that it is about."""
+    (directory / COMPARISON).write_text(comparison.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def require_passed(directory: Path) -> Comparison:
+    """The report in `directory`, if it passed and is about exactly these files; else ExportError."""
+    comparison = read_comparison(directory)
+    if not comparison.passed:
+        raise ExportError(
+            f"{comparison.model} in {comparison.precision} differs from PyTorch by more than is allowed "
+            f"({'; '.join(comparison.failures)}), so it is not installed"
+        )
+    for name, expected in comparison.artifact.items():
+        path = directory / name
+        if not path.is_file() or hash_artifact([path])[name] != expected:
+            raise ExportError(f"{path} is not the file that {COMPARISON} is about: run the export again")
+    return comparison
