@@ -2,13 +2,21 @@ import asyncio
 import socket
 
 import httpx
+import httpx2
 import openai
 import pytest
+import structlog
 import uvicorn
 
 from gateway.app import create_app
 from gateway.settings import Settings
 from tests.gateway.fake_transport import FakeTransport
+
+
+@pytest.fixture(autouse=True)
+def logs():
+    with structlog.testing.capture_logs() as captured:
+        yield captured
 
 
 @pytest.fixture
@@ -22,25 +30,32 @@ def settings():
 
 
 @pytest.fixture
-async def address(settings, transport):
-    """The gateway on a real uvicorn, so that disconnects and back-pressure are real."""
+def app(settings, transport):
+    return create_app(settings, transport)
+
+
+@pytest.fixture
+async def http(app):
+    async with httpx.AsyncClient(base_url="http://gateway", transport=httpx.ASGITransport(app)) as client:
+        yield client
+
+
+@pytest.fixture
+async def openai_client(app):
+    inner = httpx2.AsyncClient(transport=httpx2.ASGITransport(app))
+    async with openai.AsyncOpenAI(
+        base_url="http://gateway/v1", api_key="none", max_retries=0, http_client=inner
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+async def address(app, transport):
+    """The gateway on a real uvicorn, where disconnects and back-pressure are real."""
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(settings, transport), log_config=None, access_log=False)
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    yield "http://{}:{}".format(*listener.getsockname())
+    yield listener.getsockname()
     server.should_exit = True
     await serving
     assert transport.closed
-
-
-@pytest.fixture
-async def http(address):
-    async with httpx.AsyncClient(base_url=address, timeout=10) as client:
-        yield client
-
-
-@pytest.fixture
-async def openai_client(address):
-    async with openai.AsyncOpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0) as client:
-        yield client
