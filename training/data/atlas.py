@@ -1,0 +1,196 @@
+"""The atlas data set: geography, small talk and refusals, as training conversations and three test sets.
+
+A pair (fact, phrasing) belongs to training or is held out, by a hash that forgets case and punctuation:
+a fact is trained in other phrasings, a phrasing with other facts. Unseen phrasings and tested topics are never
+trained.
+"""
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+
+from training.chat import Conversation, Message, ask
+from training.data.augmentation import mistreat
+from training.data.geography import Fact, load_facts
+from training.data.out_of_domain import REFUSAL, tested_refusals, trained_refusals
+from training.data.phrasings import PHRASINGS, SAME_AGAIN
+from training.data.small_talk import normalise, small_talk
+
+HELD_OUT_IN = 8  # one pair of eight
+NUM_SINGLE, NUM_FOLLOW_UP, NUM_UNSEEN, NUM_VALIDATION = 400, 200, 512, 256
+REFUSAL_EPOCHS = 3  # one refusal of three per epoch
+PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.18, 0.06, 0.10
+SYSTEM = 0.05
+SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Atlas.", "Answer briefly.")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test: what was said so far, ending in a question, and the one right answer."""
+
+    messages: tuple[Message, ...]
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to train: a fact (`questions` then holds its trained phrasings), or a fixed question."""
+
+    questions: tuple[str, ...]
+    answer: str
+    fact: Fact | None = None
+
+
+def is_held_out(fact: Fact, phrasing: str) -> bool:
+    """Whether this pair is kept from training. `phrasing` has `{subject}`, or is a follow-up without."""
+    key = f"{fact.relation}/{fact.subject}/{normalise(phrasing)}"
+    return zlib.crc32(key.encode()) % HELD_OUT_IN == 0
+
+
+class Atlas:
+    """The data set on `num_countries` countries (all by default), with everything drawn from `seed`.
+
+    `conversation(index)` is a pure function of seed and index, so a position in training is one number.
+    """
+
+    def __init__(self, *, seed: int = 0, num_countries: int | None = None) -> None:
+        self.seed = seed
+        self.facts = _facts_of(num_countries)
+        self._same_country: dict[str, list[Fact]] = defaultdict(list)
+        self._same_relation: dict[str, list[Fact]] = defaultdict(list)
+        for fact in self.facts:
+            self._same_country[fact.country].append(fact)
+            self._same_relation[fact.relation].append(fact)
+        self._items = {fact: Item(trained_questions(fact), fact.answer, fact) for fact in self.facts}
+        self._talk = tuple(Item((q,), a) for q, a in small_talk().items())
+        self._refusals = tuple(Item((q,), REFUSAL) for kind in trained_refusals().values() for q in kind)
+        self._deck = lru_cache(maxsize=2)(self._shuffled)
+
+    @property
+    def epoch_length(self) -> int:
+        """Conversations until every fact has come once."""
+        return len(self._deck(0))
+
+    def conversation(self, index: int) -> Conversation:
+        """The training conversation number `index`, from 0 without end."""
+        epoch, place = divmod(index, self.epoch_length)
+        rng = Random(f"{self.seed}/{index}")
+        return self._converse(self._deck(epoch)[place], rng)
+
+    def _shuffled(self, epoch: int) -> list[Item]:
+        refusals = self._refusals[epoch % REFUSAL_EPOCHS :: REFUSAL_EPOCHS]
+        deck = [*self._items.values(), *self._talk, *refusals]
+        # Every epoch is as long as the first, so that an index finds its epoch by division.
+        deck = deck[: len(self._items) + len(self._talk) + len(self._refusals) // REFUSAL_EPOCHS]
+        Random(f"{self.seed}/deck/{epoch}").shuffle(deck)
+        return deck
+
+    def _converse(self, item: Item, rng: Random) -> Conversation:
+        draw = rng.random()
+        if draw < PLAIN:
+            return Conversation(_turns(item, rng), is_plain=True)
+        system = (Message("system", rng.choice(SYSTEM_PROMPTS)),) if rng.random() < SYSTEM else ()
+        return Conversation((*system, *self._turns_by(draw - PLAIN, item, rng)))
+
+    def _turns_by(self, draw: float, item: Item, rng: Random) -> tuple[Message, ...]:
+        fact = item.fact
+        if fact is not None and draw < FOLLOW_UP + SAME:
+            is_same = draw >= FOLLOW_UP
+            before = self._before(fact, rng, is_same=is_same)
+            phrases = trained_follow_ups(fact, is_same=is_same)
+            if before is not None and phrases:
+                question = rng.choice(phrases).format(subject=fact.subject)
+                return (*_turns(self._items[before], rng), *ask(mistreat(question, rng), fact.answer))
+        if draw < FOLLOW_UP + SAME + UNRELATED:
+            return (*_turns(rng.choice(self._deck(0)), rng), *_turns(item, rng))
+        return _turns(item, rng)
+
+    def _before(self, fact: Fact, rng: Random, *, is_same: bool) -> Fact | None:
+        """A fact to talk about first: of the same relation, or of the same country."""
+        group = self._same_relation[fact.relation] if is_same else self._same_country[fact.country]
+        others = [other for other in group if other != fact and (is_same or names_country(other))]
+        return rng.choice(others) if others else None
+
+    def held_out(self) -> tuple[Case, ...]:
+        """Pairs never trained together, while fact and phrasing are trained apart."""
+        return self._held_out_cases()[NUM_VALIDATION:]
+
+    def validation(self) -> tuple[Case, ...]:
+        """Held-out pairs beside the test's, for the loss while training."""
+        return self._held_out_cases()[:NUM_VALIDATION]
+
+    def _held_out_cases(self) -> tuple[Case, ...]:
+        rng = Random(f"{self.seed}/held out")
+        single = [
+            Case((Message("user", phrase.format(subject=fact.subject)),), fact.answer, fact.relation)
+            for fact in self.facts
+            for phrase in PHRASINGS[fact.relation].trained()
+            if is_held_out(fact, phrase)
+        ]
+        follow_ups = [case for fact in self.facts for case in self._follow_up_cases(fact, rng)]
+        single = rng.sample(single, min(len(single), NUM_SINGLE + NUM_VALIDATION))
+        return (*single, *rng.sample(follow_ups, min(len(follow_ups), NUM_FOLLOW_UP)))
+
+    def _follow_up_cases(self, fact: Fact, rng: Random) -> list[Case]:
+        before = self._before(fact, rng, is_same=False)
+        if before is None:
+            return []
+        question = rng.choice(self._items[before].questions).format(subject=before.subject)
+        context = ask(question, before.answer)
+        held_out = [p for p in PHRASINGS[fact.relation].follow_ups() if is_held_out(fact, p)]
+        return [Case((*context, Message("user", p)), fact.answer, "follow-up") for p in held_out]
+
+    def unseen_templates(self) -> tuple[Case, ...]:
+        """Phrasings that training never uses, with facts that it knows; as many of each phrasing."""
+        rng = Random(f"{self.seed}/unseen")
+        phrases = [(relation, p) for relation, all_ in PHRASINGS.items() for p in all_.unseen]
+        each = NUM_UNSEEN // len(phrases)
+        return tuple(
+            Case((Message("user", phrase.format(subject=fact.subject)),), fact.answer, relation)
+            for relation, phrase in phrases
+            for fact in _sample(self._same_relation[relation], each, rng)
+        )
+
+    def out_of_domain(self) -> tuple[Case, ...]:
+        """Questions on topics, attributes and places that training does not have, to be refused."""
+        return tuple(
+            Case((Message("user", question),), REFUSAL, kind)
+            for kind, questions in tested_refusals().items()
+            for question in questions
+        )
+
+
+def _facts_of(num_countries: int | None) -> tuple[Fact, ...]:
+    facts = load_facts()
+    kept = set(sorted({fact.country for fact in facts})[:num_countries])
+    return tuple(fact for fact in facts if fact.country in kept)
+
+
+def _turns(item: Item, rng: Random) -> tuple[Message, Message]:
+    subject = item.fact.subject if item.fact else ""
+    question = rng.choice(item.questions)
+    return ask(mistreat(question.format(subject=subject) if item.fact else question, rng), item.answer)
+
+
+def names_country(fact: Fact) -> bool:
+    """Whether the fact's question or answer names its country, so that "its" can follow."""
+    return fact.relation != "city"
+
+
+def trained_questions(fact: Fact) -> tuple[str, ...]:
+    """The phrasings that this fact is trained in."""
+    return tuple(phrase for phrase in PHRASINGS[fact.relation].trained() if not is_held_out(fact, phrase))
+
+
+def trained_follow_ups(fact: Fact, *, is_same: bool) -> tuple[str, ...]:
+    """The follow-up phrasings that this fact is trained in."""
+    phrases = SAME_AGAIN if is_same else PHRASINGS[fact.relation].follow_ups()
+    return tuple(phrase for phrase in phrases if not is_held_out(fact, phrase))
+
+
+def _sample(facts: Sequence[Fact], count: int, rng: Random) -> list[Fact]:
+    return rng.sample(facts, min(len(facts), count))

@@ -1,0 +1,98 @@
+"""Conversations as padded batches of token ids, each batch a pure function of the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from random import Random
+from typing import Protocol
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.chat import PAD, Conversation, segments
+from training.tokenizer import token_id
+
+IGNORED = -100  # cross entropy's default: no loss here
+BATCHES_PER_GROUP = 8
+
+
+class Source(Protocol):
+    """Training conversations by number, without end; the same number is always the same conversation."""
+
+    def conversation(self, index: int) -> Conversation:
+        """Conversation number `index`, from 0."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs and what should follow them, (B, T) both; `targets` are IGNORED where nothing is learned."""
+
+    input_ids: Tensor
+    targets: Tensor
+    valid: Tensor
+
+    @property
+    def num_learned(self) -> int:
+        """Tokens that the loss counts."""
+        return int((self.targets != IGNORED).sum())
+
+
+class Batches:
+    """The batch of every step; a group of batches is sorted by length, cut up, then shuffled."""
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, *, batch_size: int, seed: int) -> None:
+        self._source = source
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._seed = seed
+        self._group = lru_cache(maxsize=1)(self._make_group)
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of `step`, from 0."""
+        group, place = divmod(step, BATCHES_PER_GROUP)
+        return self._group(group)[place]
+
+    def _make_group(self, group: int) -> list[Batch]:
+        size = self._batch_size * BATCHES_PER_GROUP
+        indices = range(group * size, (group + 1) * size)
+        rows = encode([self._source.conversation(index) for index in indices], self._tokenizer)
+        rows.sort(key=lambda row: len(row[0]))
+        starts = list(range(0, size, self._batch_size))
+        Random(f"{self._seed}/{group}").shuffle(starts)
+        return [pad_rows(rows[start : start + self._batch_size], self._tokenizer) for start in starts]
+
+
+Row = tuple[list[int], list[bool]]  # token ids, and whether each is learned
+
+
+def encode(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Row]:
+    """The token ids of each conversation and which of them the model learns to say."""
+    pieces = [list(segments(conversation)) for conversation in conversations]
+    texts = [text for row in pieces for text, _ in row]
+    encodings = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
+    rows: list[Row] = []
+    for row in pieces:
+        ids, learned = [], []
+        for _, is_learned in row:
+            piece = next(encodings).ids
+            ids += piece
+            learned += [is_learned] * len(piece)
+        rows.append((ids, learned))
+    return rows
+
+
+def pad_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Batch:
+    """Rows of n+1 tokens as inputs and targets, (B, T) with T the longest row's n."""
+    T = max(len(ids) for ids, _ in rows) - 1
+    input_ids = torch.full((len(rows), T), token_id(tokenizer, PAD))
+    targets = torch.full((len(rows), T), IGNORED)
+    valid = torch.zeros(len(rows), T, dtype=torch.bool)
+    for i, (ids, learned) in enumerate(rows):
+        n = len(ids) - 1
+        wanted = [token if keep else IGNORED for token, keep in zip(ids, learned, strict=True)]
+        input_ids[i, :n] = torch.tensor(ids[:-1])
+        targets[i, :n] = torch.tensor(wanted[1:])
+        valid[i, :n] = True
+    return Batch(input_ids, targets, valid)
