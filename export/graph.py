@@ -1,0 +1,78 @@
+"""A decoder as an ONNX graph: one serving step, dynamic batch and length, states in and out."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from export.lowerings.onnxruntime import OnnxRuntime
+from export.onnx_files import save_graph
+from export.tidy import tidy
+from training.blocks.state import State
+from training.decoder import Decoder
+from training.lowering import Lowering, use_lowering
+
+OPSET = 24
+LOWERINGS: dict[str, Lowering] = {"onnxruntime": OnnxRuntime()}
+INPUTS = ("input_ids", "positions", "lengths")
+
+
+class Step(nn.Module):
+    """One serving step with tensors in and tensors out, as the graph's contract names them."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, lengths: Tensor, past: State
+    ) -> tuple[Tensor, ...]:
+        """Logits (B, V) in float32 and the states after the step."""
+        logits, present = self.decoder(input_ids, positions=positions, lengths=lengths, state=past)
+        return logits.float(), *present
+
+
+def graph_from_decoder(decoder: Decoder, path: Path, *, lowering: Literal["onnxruntime", "standard"]) -> Path:
+    """Write the decoder's serving step to `path`, big weights to `path` + `.data`; returns `path`."""
+    model = _trace(decoder, LOWERINGS[lowering])
+    return save_graph(tidy(model, decoder.state_dict()), path)
+
+
+def _trace(decoder: Decoder, lowering: Lowering) -> ir.Model:
+    specs = decoder.state_specs()
+    B, T = torch.export.Dim("B"), torch.export.Dim("T", max=decoder.config.max_length)
+    past = decoder.init_state(2)
+    example = (torch.zeros(2, 3, dtype=torch.long), torch.arange(3).repeat(2, 1), torch.tensor([3, 3]), past)
+    with use_lowering(lowering), torch.no_grad(), _quiet_exporter():
+        program = torch.onnx.export(
+            Step(decoder).eval(),
+            example,
+            input_names=(*INPUTS, *(spec.past for spec in specs)),
+            output_names=("logits", *(spec.present for spec in specs)),
+            opset_version=OPSET,
+            dynamic_shapes=({0: B, 1: T}, {0: B, 1: T}, {0: B}, tuple({0: B} for _ in past)),
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silence what the exporter says about itself and not about the model."""
+    log = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it misses torchvision, whose operators no decoder uses
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
+            warnings.filterwarnings("ignore", "# The axis name", UserWarning)
+            yield
+    finally:
+        log.setLevel(level)

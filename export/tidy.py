@@ -1,0 +1,81 @@
+"""What the exporter leaves behind, put in order: readable names, no detours, no paths of this machine."""
+
+import ast
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+
+SCOPES, TRACED_CALL = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.fx_node"
+ROOT = "decoder."
+PARAMETER = re.compile(r"%p_decoder_(\w+)")  # how the tracer spells decoder.layers.0.ffn.down.weight
+
+
+def tidy(model: ir.Model, weight_names: Iterable[str]) -> ir.Model:
+    """Name nodes and weights after the decoder's, drop reshapes that cancel, forget where the code lay.
+
+    `weight_names` are the decoder's own. Changes `model` and returns it.
+    """
+    for node in model.graph.all_nodes():
+        _skip_cancelling_reshapes(node)
+        _shrink_unit_scale(model.graph, node)
+    _name_weights(model.graph, {name.replace(".", "_"): name for name in weight_names})
+    for node in model.graph.all_nodes():
+        node.name = f"{_module_of(node)}/{node.name}".lstrip("/")
+    RemoveUnusedNodesPass()(model)
+    ClearMetadataAndDocStringPass()(model)
+    return model
+
+
+def _skip_cancelling_reshapes(node: ir.Node) -> None:
+    """(B, T, H·D) → (B, T, H, D) → (B, T, H·D) is where a block's layout meets an operator's."""
+    if node.op_type != "Reshape" or node.outputs[0].is_graph_output():
+        return
+    source = node.inputs[0]
+    while source is not None and (before := source.producer()) and before.op_type == "Reshape":
+        source = before.inputs[0]
+    assert source is not None
+    if source.shape is not None and source.shape == node.outputs[0].shape:
+        node.outputs[0].replace_all_uses_with(source)
+
+
+def _shrink_unit_scale(graph: ir.Graph, node: ir.Node) -> None:
+    """A norm without weights gets one row of ones, where the exporter made them as large as the input."""
+    scale = node.inputs[1] if node.op_type == "RMSNormalization" else None
+    if scale is None or scale.producer() is None:
+        return
+    source, dtype = node.inputs[0], node.outputs[0].dtype
+    assert source is not None
+    assert source.shape is not None
+    assert dtype is not None
+    width = source.shape[-1]
+    assert isinstance(width, int)
+    name = f"ones.{width}.{dtype.name.lower()}"
+    if name not in graph.initializers:
+        ones = ir.tensor(np.ones(width, dtype.numpy()), name=name)
+        graph.register_initializer(ir.val(name, dtype, [width], const_value=ones))
+    node.replace_input_with(1, graph.initializers[name])
+
+
+def _name_weights(graph: ir.Graph, names: dict[str, str]) -> None:
+    for value in [*graph.initializers.values()]:
+        assert value.name is not None
+        value.name = value.name.removeprefix(ROOT)
+    for node in graph.all_nodes():
+        traced = PARAMETER.search(node.metadata_props.get(TRACED_CALL, ""))
+        weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
+        if traced and weight is not None and weight.is_initializer():
+            weight.name = names[traced[1]]
+    for node in graph.all_nodes():  # a table that is tied to the head is called after the embedding
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        if table is not None and table.is_initializer():
+            table.name = f"{_module_of(node)}.weight"
+
+
+def _module_of(node: ir.Node) -> str:
+    """The path of the module that made `node`, such as `layers.0.ffn.down`; empty for the decoder's own."""
+    scopes: list[str] = ast.literal_eval(node.metadata_props.get(SCOPES, "[]"))
+    modules = [scope.removeprefix(ROOT) for scope in scopes if scope.startswith(ROOT)]
+    return modules[-1] if modules else ""
