@@ -1,0 +1,96 @@
+"""`make bench`: Trident beside its peers, in turns in one run, on the same weights.
+
+Three contenders do the same work (workload.py) at each number of streams: the engine in this process, the
+same graph in a bare ONNX Runtime session, and transformers in fp32. Only the ratios mean anything.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from export.sources import find_source
+from tests.bench.bare_session import BareSession
+from tests.bench.engine import engine_rate, start_engine
+from tests.bench.measure import Row, compare, in_turns, print_table, write_results
+from tests.bench.transformers_peer import TransformersPeer
+from tests.bench.workload import Workload
+
+HERE = Path(__file__).parent
+MODELS = HERE / "models"
+RESULTS = HERE / "results" / "latest.json"
+BARE_GOAL = 0.9
+# streams -> ratio to transformers in fp32
+TRANSFORMERS_GOALS = {1: 1.1, 8: 3.0, 16: 1.5}
+
+
+def main() -> None:
+    """Export what is missing, measure, print and write."""
+    arguments = parse_arguments()
+    peer = TransformersPeer(find_source("smollm2", None))
+    rows: list[Row] = []
+    for precision in arguments.precisions:
+        rows += bench(exported(precision), precision, peer, arguments)
+    print_table(rows)
+    write_results(rows, RESULTS)
+    Console().print(
+        f"written to {RESULTS.relative_to(Path.cwd()) if RESULTS.is_relative_to(Path.cwd()) else RESULTS}"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=…", description=__doc__.splitlines()[0])
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "int8"], choices=["fp32", "int8", "int4"])
+    parser.add_argument("--rounds", type=int, default=5, help="counted rounds, after one that is not")
+    parser.add_argument("--prompt-tokens", type=int, default=32)
+    parser.add_argument("--new-tokens", type=int, default=64)
+    return parser.parse_args()
+
+
+def bench(version: Path, precision: str, peer: TransformersPeer, arguments: argparse.Namespace) -> list[Row]:
+    """All rows of one precision."""
+    engine = start_engine(version)
+    bare = BareSession(version, max(arguments.streams))
+    rows: list[Row] = []
+    try:
+        for streams in arguments.streams:
+            Console(stderr=True).print(f"smollm2 {precision}, {streams} streams …")
+            workload = Workload(streams, arguments.prompt_tokens, arguments.new_tokens)
+            contenders = {
+                "engine": partial(engine_rate, engine, workload),
+                "bare": partial(bare.rate, workload),
+                "transformers": partial(peer.rate, workload),
+            }
+            figures = in_turns(contenders, arguments.rounds)
+            rows += rows_of(f"smollm2 {precision}, {streams} streams", streams, figures)
+    finally:
+        engine.close()
+    return rows
+
+
+def rows_of(name: str, streams: int, figures: dict[str, list[float]]) -> list[Row]:
+    """The engine against both peers."""
+    ours: Sequence[float] = figures["engine"]
+    goal = TRANSFORMERS_GOALS.get(streams, 1.5)
+    return [
+        compare(name, ours=ours, peer=figures["bare"], peer_name="bare session", goal=BARE_GOAL),
+        compare(name, ours=ours, peer=figures["transformers"], peer_name="transformers fp32", goal=goal),
+    ]
+
+
+def exported(precision: str) -> Path:
+    """The engine's version directory, exported to tests/bench/models when it isn't there."""
+    command = [sys.executable, "-m", "export", "--model", "smollm2", "--precision", precision]
+    subprocess.run([*command, "--repository", str(MODELS / precision)], check=True)
+    versions = (MODELS / precision / "smollm2_engine").glob("[0-9]*")
+    return max(versions, key=lambda path: int(path.name))
+
+
+if __name__ == "__main__":
+    main()

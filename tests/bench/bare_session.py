@@ -1,0 +1,62 @@
+"""The same graph in a bare ONNX Runtime session: a loop with bound buffers, argmax, and nothing else."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from backends.causal_lm.manifest import read_manifest
+from tests.bench.workload import Workload
+
+
+class BareSession:
+    """The lower bound of what running the graph costs: all streams in step, states in place, greedy."""
+
+    def __init__(self, version: Path, rows: int) -> None:
+        self.manifest = read_manifest(version / "manifest.json")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = len(os.sched_getaffinity(0))
+        self._session = ort.InferenceSession(
+            version / self.manifest.graph, options, providers=["CPUExecutionProvider"]
+        )
+        self._states = [np.zeros((rows, *state.shape), state.dtype) for state in self.manifest.states]
+        self._logits = np.zeros((rows, self.manifest.vocab_size), np.float32)
+
+    def rate(self, workload: Workload) -> float:
+        """New tokens per second, prompts included."""
+        for state in self._states:
+            state[: workload.streams, ..., 0] = 0
+        prompts = workload.prompts(self.manifest.vocab_size)
+        start = time.perf_counter()
+        for row, prompt in enumerate(prompts):
+            self._run(row, row + 1, prompt[None], np.arange(len(prompt))[None])
+        for position in range(workload.prompt_tokens, workload.prompt_tokens + workload.new_tokens - 1):
+            tokens = self._logits[: workload.streams].argmax(axis=1)[:, None]
+            self._run(0, workload.streams, tokens, np.full_like(tokens, position))
+        self._logits[: workload.streams].argmax(axis=1)
+        return workload.total_new_tokens / (time.perf_counter() - start)
+
+    def _run(self, first: int, stop: int, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
+        binding = self._session.io_binding()
+        inputs = {"input_ids": ids, "positions": positions, "lengths": np.full(len(ids), ids.shape[1])}
+        for name, array in inputs.items():
+            bind_input(binding, name, array)
+        for state, buffer in zip(self.manifest.states, self._states, strict=True):
+            bind_input(binding, state.past, buffer[first:stop])
+            bind_output(binding, state.present, buffer[first:stop])
+        bind_output(binding, "logits", self._logits[first:stop])
+        self._session.run_with_iobinding(binding)
+
+
+def bind_input(binding: Any, name: str, array: NDArray[Any]) -> None:
+    """Let the session read `array` where it lies."""
+    binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+
+def bind_output(binding: Any, name: str, array: NDArray[Any]) -> None:
+    """Let the session write into `array`."""
+    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

@@ -1,0 +1,58 @@
+"""Trident's engine, in this process, without Triton."""
+
+import threading
+import time
+from pathlib import Path
+
+from backends.causal_lm.engine import Engine, load_engine
+from backends.causal_lm.metrics import MemoryMetrics
+from backends.causal_lm.request import GenerationRequest, Output
+from backends.causal_lm.settings import EngineSettings
+from tests.bench.workload import Workload
+
+
+class Waiting:
+    """A sink that lets the measurement wait for the end."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self.error = ""
+
+    def send(self, output: Output, final: bool) -> None:
+        if final:
+            self.ended.set()
+
+    def fail(self, code: str, message: str) -> None:
+        self.error = message
+        self.ended.set()
+
+    def is_cancelled(self) -> bool:
+        return False
+
+
+def start_engine(version: Path) -> Engine:
+    """The engine of an installed version directory, with the settings that a server would use."""
+    return load_engine(version, EngineSettings(), MemoryMetrics())
+
+
+def engine_rate(engine: Engine, workload: Workload) -> float:
+    """New tokens per second, prompts included."""
+    values = {
+        "max_tokens": workload.new_tokens,
+        "min_tokens": workload.new_tokens,
+        "temperature": 0.0,
+        "stream": True,
+    }
+    requests = [
+        GenerationRequest.from_values(f"bench-{row}", {**values, "input_ids": prompt}, engine.manifest)
+        for row, prompt in enumerate(workload.prompts(engine.manifest.vocab_size))
+    ]
+    sinks = [Waiting() for _ in requests]
+    start = time.perf_counter()
+    for request, sink in zip(requests, sinks, strict=True):
+        engine.submit(request, sink)
+    for sink in sinks:
+        sink.ended.wait()
+        if sink.error:
+            raise RuntimeError(sink.error)
+    return workload.total_new_tokens / (time.perf_counter() - start)

@@ -1,0 +1,89 @@
+"""Contenders measured in turns, and the rows that a run prints and writes."""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison: median tokens/s of both, the median of the paired ratios, and its goal."""
+
+    name: str
+    ours: float
+    peer: float
+    peer_name: str
+    ratio: float
+    goal: float
+    met: bool
+    spread: str
+
+
+def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Measure every contender once a round, after one round that does not count."""
+    figures: dict[str, list[float]] = {name: [] for name in contenders}
+    for round_number in range(rounds + 1):
+        for name, measure in contenders.items():
+            figure = measure()
+            if round_number:
+                figures[name].append(figure)
+    return figures
+
+
+def compare(name: str, *, ours: Sequence[float], peer: Sequence[float], peer_name: str, goal: float) -> Row:
+    """The row for figures of both sides taken in the same rounds."""
+    ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
+    ratio = statistics.median(ratios)
+    return Row(
+        name=name,
+        ours=round(statistics.median(ours), 1),
+        peer=round(statistics.median(peer), 1),
+        peer_name=peer_name,
+        ratio=round(ratio, 3),
+        goal=goal,
+        met=ratio >= goal,
+        spread=f"{min(ratios):.2f}-{max(ratios):.2f}",
+    )
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were taken on."""
+    return {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))}
+
+
+def write_results(rows: Sequence[Row], path: Path) -> None:
+    """Write the rows as JSON, beside first and then in place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".partial")
+    beside.write_text(
+        json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+    )
+    beside.replace(path)
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """The rows for a person."""
+    table = Table(
+        "what",
+        "ours tok/s",
+        "peer tok/s",
+        "peer",
+        "ratio",
+        "spread",
+        "goal",
+        title="Trident, measured in turns",
+    )
+    for row in rows:
+        mark = "met" if row.met else "missed"
+        table.add_row(
+            row.name, f"{row.ours:.1f}", f"{row.peer:.1f}", row.peer_name,
+            f"{row.ratio:.2f}", row.spread, f"{row.goal:g} {mark}",
+        )  # fmt: skip
+    Console(width=120).print(table)

@@ -1,0 +1,39 @@
+"""Hugging Face transformers on the same weights, as its users run it: `generate` in fp32."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+import transformers
+
+from tests.bench.workload import Workload
+
+
+class TransformersPeer:
+    """A causal language model read from a GGUF file."""
+
+    def __init__(self, gguf: Path) -> None:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        transformers.logging.disable_progress_bar()
+        self._model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        self._model.generation_config.eos_token_id = None
+        self._vocab_size: int = self._model.config.vocab_size
+
+    def rate(self, workload: Workload) -> float:
+        """New tokens per second, prompts included."""
+        prompts = torch.from_numpy(workload.prompts(self._vocab_size))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            ids = self._model.generate(
+                prompts,
+                attention_mask=torch.ones_like(prompts),
+                max_new_tokens=workload.new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+        duration = time.perf_counter() - start
+        assert ids.shape == (workload.streams, workload.prompt_tokens + workload.new_tokens)
+        return workload.total_new_tokens / duration
