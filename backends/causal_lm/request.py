@@ -1,28 +1,18 @@
 """What one generation asks for, checked against the tensor contract, and what comes back."""
 
-import json
-import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from backends.causal_lm.contract import ContractReader
+from backends.causal_lm.contract import RequestError as RequestError
 from backends.causal_lm.manifest import Manifest
 
 FinishReason = Literal["", "stop", "length", "cancelled"]
-MAX_STOP_WORDS = 16
-MAX_STOP_LENGTH = 256
 MAX_ALTERNATIVES = 20
-
-
-class RequestError(ValueError):
-    """A request outside the contract; `str()` is the contract's form `invalid: FIELD: …`."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"invalid: {field}: {message}")
-        self.field = field
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ class GenerationRequest:
 
         Raises RequestError naming the tensor, what was given and what is allowed.
         """
-        reader = _Reader(values)
+        reader = ContractReader(values)
         prompt_ids = reader.token_ids(manifest)
         room = manifest.max_length - len(prompt_ids)
         max_tokens = reader.integer("max_tokens", room, low=1)
@@ -128,7 +118,7 @@ class Sink(Protocol):
     def is_cancelled(self) -> bool: ...
 
 
-def _sampling(reader: "_Reader", manifest: Manifest) -> SamplingParameters:
+def _sampling(reader: ContractReader, manifest: Manifest) -> SamplingParameters:
     default = manifest.sampling
     return SamplingParameters(
         temperature=reader.number("temperature", default.temperature, low=0, high=2),
@@ -143,123 +133,3 @@ def _sampling(reader: "_Reader", manifest: Manifest) -> SamplingParameters:
         seed=reader.integer("seed", None, low=0, high=2**64 - 1),
         logit_bias=reader.logit_bias(manifest.vocab_size),
     )
-
-
-class _Reader:
-    """Takes typed, ranged values out of a mapping and knows which names are left over."""
-
-    def __init__(self, values: Mapping[str, object]) -> None:
-        self._values = values
-        self._known: list[str] = []
-
-    def refuse_unknown(self) -> None:
-        for name in self._values:
-            if name not in self._known:
-                raise RequestError(
-                    name, f"is not an input of the engine, allowed are {', '.join(self._known)}"
-                )
-
-    def integer(self, name: str, default: int | None, *, low: int, high: int | None = None) -> int:
-        value = self._take(name)
-        if value is None:
-            return secrets.randbits(64) if default is None else default
-        if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise RequestError(name, f"{value!r} was given, an integer is needed")
-        if value < low or (high is not None and value > high):
-            allowed = f"{low} or more" if high is None else f"{low} to {high}"
-            raise RequestError(name, f"{value} was given, allowed is {allowed}")
-        return int(value)
-
-    def number(self, name: str, default: float, *, low: float, high: float, above_low: bool = False) -> float:
-        value = self._take(name)
-        if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-            raise RequestError(name, f"{value!r} was given, a number is needed")
-        if not low <= value <= high or (above_low and value == low):
-            above = "above " if above_low else ""
-            raise RequestError(name, f"{float(value):g} was given, allowed is {above}{low} to {high}")
-        return float(value)
-
-    def boolean(self, name: str, default: bool) -> bool:
-        value = self._take(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool | np.bool_):
-            raise RequestError(name, f"{value!r} was given, true or false is needed")
-        return bool(value)
-
-    def optional_text(self, name: str) -> str | None:
-        value = self._take(name)
-        return None if value is None else _text(name, value)
-
-    def stop_words(self) -> tuple[str, ...]:
-        value = self._take("stop_words")
-        if value is None:
-            return ()
-        if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-            raise RequestError("stop_words", f"{value!r} was given, a list of strings is needed")
-        words = tuple(_text("stop_words", word) for word in value)
-        if len(words) > MAX_STOP_WORDS:
-            raise RequestError("stop_words", f"{len(words)} were given, allowed are up to {MAX_STOP_WORDS}")
-        for word in words:
-            if not 1 <= len(word) <= MAX_STOP_LENGTH:
-                raise RequestError(
-                    "stop_words", f"one has {len(word)} characters, allowed are 1 to {MAX_STOP_LENGTH}"
-                )
-        return words
-
-    def logit_bias(self, vocab_size: int) -> dict[int, float]:
-        text = self.optional_text("logit_bias")
-        if not text:
-            return {}
-        try:
-            data = json.loads(text)
-        except ValueError as error:
-            raise RequestError(
-                "logit_bias", f"is not JSON ({error}); allowed is an object, token id → bias"
-            ) from None
-        if not isinstance(data, dict):
-            raise RequestError("logit_bias", "is not a JSON object, token id → bias")
-        return dict(_bias(key, value, vocab_size) for key, value in data.items())
-
-    def token_ids(self, manifest: Manifest) -> NDArray[np.int64]:
-        value = self._take("input_ids")
-        ids = np.asarray([] if value is None else value)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
-            raise RequestError("input_ids", "a list of at least one token id is needed")
-        if len(ids) >= manifest.max_length:
-            raise RequestError(
-                "input_ids",
-                f"the prompt has {len(ids)} tokens, allowed are up to {manifest.max_length - 1} "
-                f"(the model's context holds {manifest.max_length}, the answer included)",
-            )
-        if ids.min() < 0 or ids.max() >= manifest.vocab_size:
-            worst = ids.min() if ids.min() < 0 else ids.max()
-            raise RequestError(
-                "input_ids", f"token id {worst} was given, allowed is 0 to {manifest.vocab_size - 1}"
-            )
-        return ids.astype(np.int64)
-
-    def _take(self, name: str) -> object:
-        self._known.append(name)
-        return self._values.get(name)
-
-
-def _bias(key: str, value: object, vocab_size: int) -> tuple[int, float]:
-    if not key.isascii() or not key.isdigit() or int(key) >= vocab_size:
-        raise RequestError("logit_bias", f"token id {key!r} was given, allowed is 0 to {vocab_size - 1}")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -100 <= value <= 100:
-        raise RequestError("logit_bias", f"bias {value!r} was given for token {key}, allowed is -100 to 100")
-    return int(key), float(value)
-
-
-def _text(name: str, value: object) -> str:
-    if isinstance(value, str):
-        return value
-    if not isinstance(value, bytes):
-        raise RequestError(name, f"{value!r} was given, a string is needed")
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise RequestError(name, f"is not UTF-8 ({error.reason} at byte {error.start})") from None

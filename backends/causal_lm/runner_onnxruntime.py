@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from backends.causal_lm.manifest import LoadError, Manifest, check_stamp
+from backends.causal_lm.manifest import LoadError, Manifest, State, check_stamp
 from backends.causal_lm.settings import EngineSettings
 from backends.causal_lm.state import StatePools
 
@@ -98,24 +98,29 @@ class OnnxRuntimeRunner:
 
     def _prove_in_place(self) -> None:
         """Run a step with recurrent states in place and apart; a graph where it matters can't be served."""
-        recurrent = [i for i, state in enumerate(self._states.states) if state.kind == "recurrent"]
-        if not recurrent:
-            return
-        start = [np.linspace(-1, 1, self._states.pools[i][0].size, dtype=np.float32) for i in recurrent]
-        apart = [np.zeros_like(self._states.pools[i][:1]) for i in recurrent]
-        for shared in (False, True):
-            for values, i in zip(start, recurrent, strict=True):
-                self._states.pools[i][0] = values.reshape(self._states.pools[i][0].shape)
-            binding = self._bind(0, 1)
-            self._bind_tokens(binding, (1, 1), self._ones[:1])
-            for buffer, i in zip(apart, recurrent, strict=True):
-                if not shared:
-                    _bind_output(binding, self._states.states[i].present, buffer)
-            self._session.run_with_iobinding(binding)
-        for buffer, i in zip(apart, recurrent, strict=True):
-            if not np.array_equal(buffer[0], self._states.pools[i][0]):
-                name = self._states.states[i].present
-                raise LoadError(f"{name} can't be written over its past state; export the model again")
+        recurrent = [
+            (state, pool[:1])
+            for state, pool in zip(self._states.states, self._states.pools, strict=True)
+            if state.kind == "recurrent"
+        ]
+        names = ["logits", *(state.present for state, _ in recurrent)]
+        found = zip(names, self._probe(recurrent, False), self._probe(recurrent, True), strict=True)
+        for name, in_place, apart in found:
+            if not np.array_equal(in_place, apart):
+                raise LoadError(f"{name} changes when states are written in place; export the model again")
+        self.reset(0)
+
+    def _probe(self, recurrent: list[tuple[State, NDArray[Any]]], apart: bool) -> list[NDArray[Any]]:
+        """Logits and present recurrent states of one step in row 0, from fixed past states."""
+        binding = self._bind(0, 1)
+        self._bind_tokens(binding, (1, 1), self._ones[:1])
+        presents = []
+        for state, past in recurrent:
+            past[...] = np.linspace(-1, 1, past.size, dtype=past.dtype).reshape(past.shape)
+            presents.append(np.zeros_like(past) if apart else past)
+            _bind_output(binding, state.present, presents[-1])
+        self._session.run_with_iobinding(binding)
+        return [array.copy() for array in (self._logits[0], *presents)]
 
 
 def _session(path: Path, settings: EngineSettings) -> ort.InferenceSession:

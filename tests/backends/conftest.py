@@ -1,18 +1,24 @@
-"""Fixtures of the engine's tests: tiny models on disk, a sink that records, an engine that is always closed."""
+"""Fixtures of the engine's tests: tiny models on disk, a recording sink, engines that are always closed."""
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
-from tokenizers import Tokenizer
+from numpy.typing import NDArray
 
-from backends.causal_lm.engine import Engine, load_engine
+from backends.causal_lm.engine import Engine
+from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.request import GenerationRequest, Output
+from backends.causal_lm.runner import Runner
+from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from tests.backends.tiny_graph import tiny_tokenizer, write_model
 
+TOKENIZER = tiny_tokenizer()
 MODELS = {
     "attention": ("attention", "attention"),
     "retention": ("retention", "retention"),
@@ -69,11 +75,6 @@ class RecordingSink:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
-    return tiny_tokenizer()
-
-
-@pytest.fixture(scope="session")
 def model_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("models")
     return {name: write_model(root / name, mixers) for name, mixers in MODELS.items()}
@@ -85,17 +86,63 @@ def directory(request: pytest.FixtureRequest, model_directories: dict[str, Path]
     return model_directories[request.param]
 
 
+class WatchedRunner:
+    """A real runner that writes down its calls, waits at a gate, and fails where it is told to."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self.calls: list[tuple[str, int]] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.fail: Callable[[str, int], bool] = lambda kind, number: False
+
+    def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        self._before("prefill", len(tokens))
+        return self._runner.prefill(row, tokens, start)
+
+    def decode(self, tokens: NDArray[np.int64], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        self._before("decode", len(tokens))
+        return self._runner.decode(tokens, positions)
+
+    def reset(self, row: int) -> None:
+        self._runner.reset(row)
+
+    def move(self, source: int, target: int, length: int) -> None:
+        self._before("move", length)
+        self._runner.move(source, target, length)
+
+    def _before(self, kind: str, size: int) -> None:
+        assert self.gate.wait(60)
+        self.calls.append((kind, size))
+        if self.fail(kind, sum(call[0] == kind for call in self.calls)):
+            raise RuntimeError(f"{kind} broke")
+
+
 class Harness:
-    """Starts engines over a directory and asks them."""
+    """Starts engines over a directory, whose runner can be watched."""
 
     def __init__(self) -> None:
         self.engines: list[Engine] = []
         self.metrics = MemoryMetrics()
 
-    def start(self, directory: Path, **settings: int) -> Engine:
+    def start(self, directory: Path, **values: int) -> Engine:
+        settings = EngineSettings(**{"threads": 1} | values)
+        manifest = read_manifest(directory / "manifest.json")
         self.metrics = MemoryMetrics()
-        self.engines.append(load_engine(directory, EngineSettings(**{"threads": 1} | settings), self.metrics))
-        return self.engines[-1]
+        self.runner = WatchedRunner(OnnxRuntimeRunner(directory, manifest, settings))
+        engine = Engine(self.runner, TOKENIZER, manifest=manifest, settings=settings, metrics=self.metrics)
+        self.engines.append(engine)
+        return engine
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """No step begins inside."""
+        self.runner.gate.clear()
+        yield
+        self.runner.gate.set()
+
+    def count(self, name: str) -> float:
+        return self.metrics.values[name]
 
     def close(self) -> None:
         for engine in self.engines:
@@ -110,14 +157,14 @@ def harness() -> Iterator[Harness]:
 
 
 def make_request(
-    engine: Engine, prompt: str | list[int], request_id: str = "", **values: object
+    engine: Engine, text: str | list[int], request_id: str = "", /, **values: object
 ) -> GenerationRequest:
-    ids = tiny_tokenizer().encode(prompt).ids if isinstance(prompt, str) else prompt
+    ids = TOKENIZER.encode(text).ids if isinstance(text, str) else text
     return GenerationRequest.from_values(request_id, {"input_ids": ids, **values}, engine.manifest)
 
 
-def ask(engine: Engine, prompt: str | list[int], request_id: str = "", **values: object) -> RecordingSink:
+def ask(engine: Engine, text: str | list[int], request_id: str = "", /, **values: object) -> RecordingSink:
     """Submit and return the sink at once."""
     sink = RecordingSink()
-    engine.submit(make_request(engine, prompt, request_id, **values), sink)
+    engine.submit(make_request(engine, text, request_id, **values), sink)
     return sink

@@ -1,4 +1,4 @@
-"""Tiny deterministic language models, node by node: what the engine's tests run, with no torch and no exporter."""
+"""Tiny deterministic language models, node by node: no torch and no exporter in the engine's tests."""
 
 import json
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def manifest_data(states: list[dict[str, object]]) -> dict[str, Any]:
 
 
 class _TinyGraph:
-    """Builds embedding → residual mixers → head at the last valid token, with random weights of a fixed seed."""
+    """Embedding → residual mixers → head at the last valid token, with random weights of a fixed seed."""
 
     def __init__(self) -> None:
         self._random = np.random.default_rng(20240607)
@@ -110,7 +110,9 @@ class _TinyGraph:
         q = self._project(x, f"{index}.q", HEADS * HEAD_SIZE)
         k, v = (self._project(x, f"{index}.{name}", KV_HEADS * HEAD_SIZE) for name in "kv")
         shape = [KV_HEADS, MAX_LENGTH, HEAD_SIZE]
-        pasts, presents = zip(*(self._state(f"{index:02}.{name}", "kv", shape) for name in ("key", "value")))
+        pasts, presents = zip(
+            *(self._state(f"{index:02}.{name}", "kv", shape) for name in ("key", "value")), strict=True
+        )
         angles = np.arange(MAX_LENGTH)[:, None] * 100.0 ** (-np.arange(HEAD_SIZE // 2) / (HEAD_SIZE // 2))
         cos, sin = (self._constant(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
         inputs = [q, k, v, *pasts, self._seqlens, self._total, cos, sin]

@@ -1,0 +1,139 @@
+"""The bound session against plain runs of the same graph: rows, chunks and batches change no bit."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from numpy.typing import NDArray
+from onnx import helper
+
+from backends.causal_lm.manifest import LoadError, read_manifest
+from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.settings import EngineSettings
+from tests.backends.tiny_graph import MAX_LENGTH, VOCAB_SIZE, write_model
+
+TOKENS = np.random.default_rng(3).integers(2, VOCAB_SIZE, 40)
+
+
+def load(directory: Path) -> OnnxRuntimeRunner:
+    manifest = read_manifest(directory / "manifest.json")
+    return OnnxRuntimeRunner(directory, manifest, EngineSettings(slots=6, prefill_tokens=40, threads=1))
+
+
+class PlainRun:
+    """One sequence through a session with fresh tensors for every state and every step."""
+
+    def __init__(self, directory: Path) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = 1
+        self._session = ort.InferenceSession(directory / "model.onnx", options)
+        states = read_manifest(directory / "manifest.json").states
+        self._states = {s.past: np.zeros((1, *s.shape), s.dtype) for s in states}
+
+    def __call__(self, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
+        T = len(tokens)
+        positions = np.arange(start, start + T)[None]
+        feed = {"input_ids": tokens[None], "positions": positions, "lengths": np.array([T])} | self._states
+        logits, *presents = self._session.run(None, feed)
+        self._states = dict(zip(self._states, presents, strict=True))
+        return np.array(logits[0])
+
+
+def test_a_prompt_and_its_steps_equal_plain_runs_in_any_row(directory: Path) -> None:
+    runner, plain = load(directory), PlainRun(directory)
+    for position, chunk in ((0, TOKENS[:17]), (17, TOKENS[17:30])):
+        expected = plain(chunk, position)
+        for row in (0, 3):
+            assert np.array_equal(runner.prefill(row, chunk, position), expected)
+    runner.move(3, 1, 30)
+    for position in range(30, 40):
+        expected = plain(TOKENS[position : position + 1], position)
+        logits = runner.decode(TOKENS[[position] * 2], np.array([position] * 2))
+        assert np.array_equal(logits, [expected] * 2)
+
+
+@pytest.mark.parametrize("chunks", [[40], [20, 20], [7, 31, 2]])
+def test_a_prompt_in_chunks_equals_the_prompt_at_once(directory: Path, chunks: list[int]) -> None:
+    whole = PlainRun(directory)(TOKENS, 0)
+    runner, position = load(directory), 0
+    for size in chunks:
+        logits = runner.prefill(2, TOKENS[position : position + size], position)
+        position += size
+    assert np.array_equal(logits, whole)
+
+
+def test_rows_of_different_lengths_decode_as_if_alone(directory: Path) -> None:
+    runner, lengths = load(directory), [3, 17, 1, 29, 8]
+    alone = []
+    for row, length in enumerate(lengths):
+        runner.reset(row)
+        runner.prefill(row, TOKENS[:length], 0)
+        plain = PlainRun(directory)
+        plain(TOKENS[:length], 0)
+        alone.append(plain(TOKENS[length : length + 1], length))
+    logits = runner.decode(TOKENS[lengths], np.array(lengths))
+    assert np.array_equal(logits, alone)
+
+
+def test_reading_a_prompt_leaves_the_other_rows_alone(directory: Path) -> None:
+    runner, plain = load(directory), PlainRun(directory)
+    runner.prefill(0, TOKENS[:9], 0)
+    plain(TOKENS[:9], 0)
+    runner.prefill(1, TOKENS[:33], 0)
+    assert np.array_equal(runner.decode(TOKENS[9:10], np.array([9]))[0], plain(TOKENS[9:10], 9))
+
+
+def test_a_used_row_serves_a_new_sequence_after_a_reset(directory: Path) -> None:
+    runner = load(directory)
+    runner.prefill(0, TOKENS, 0)
+    runner.reset(0)
+    assert np.array_equal(runner.prefill(0, TOKENS[:5], 0), PlainRun(directory)(TOKENS[:5], 0))
+
+
+def test_a_prompt_may_fill_the_context(directory: Path) -> None:
+    runner, plain = load(directory), PlainRun(directory)
+    tokens = np.resize(TOKENS, MAX_LENGTH)
+    for start, stop in ((0, 40), (40, 80), (80, MAX_LENGTH)):
+        logits = runner.prefill(5, tokens[start:stop], start)
+        assert np.array_equal(logits, plain(tokens[start:stop], start))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "tensorrt"}, "engine 'tensorrt' can't be run here, known is 'onnxruntime'"),
+        ({"stamps": {"onnxruntime": "1.2.3"}}, "was exported for onnxruntime 1.2.3"),
+        ({"graph": "other.onnx"}, "other.onnx is missing; export the model again"),
+        ({"states": []}, "inputs differ from manifest.json: missing .*, unknown .*past.00.key"),
+        ({"vocab_size": 321}, r"logits has shape \(320,\) per row in the graph, \(321,\) in manifest.json"),
+        ({"extra_outputs": ["uncertainty"]}, r"extra outputs \['uncertainty'\] are not served"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_graph_is_a_load_error(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(LoadError, match=message):
+        load(write_model(tmp_path, ("attention",), **changes))
+
+
+def test_a_corrupt_graph_is_a_load_error(tmp_path: Path) -> None:
+    write_model(tmp_path, ("attention",))
+    (tmp_path / "model.onnx").write_bytes(b"no graph")
+    with pytest.raises(LoadError, match=r"model\.onnx can't be loaded .*export the model again"):
+        load(tmp_path)
+
+
+def test_a_graph_that_reads_its_past_after_writing_its_present_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, ("retention",))
+    model = onnx.load(tmp_path / "model.onnx")
+    last = next(node for node in model.graph.node if node.output[0] == "logits")
+    last.output[0] = "right"
+    states = ["past.00.retention", "present.00.retention"]
+    model.graph.node.append(helper.make_node("Sub", states, ["difference"]))
+    model.graph.node.append(helper.make_node("ReduceMax", ["difference"], ["largest"], keepdims=0))
+    model.graph.node.append(helper.make_node("Add", ["right", "largest"], ["logits"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(LoadError, match="logits changes when states are written in place"):
+        load(tmp_path)

@@ -1,0 +1,134 @@
+"""The scheduling policy, without tensors: who runs, in which row, and what moves."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backends.causal_lm.scheduler import OverloadedError, Scheduler
+from backends.causal_lm.settings import EngineSettings
+
+
+@dataclass(eq=False)
+class Job:
+    prompt_length: int
+    length: int = 0
+
+
+def scheduler(**values: int) -> Scheduler[Job]:
+    return Scheduler(
+        EngineSettings(**{"slots": 2, "queue_size": 1, "prefill_tokens": 10, "interleave_tokens": 4} | values)
+    )
+
+
+def read_whole(policy: Scheduler[Job]) -> Job:
+    while not policy.complete(chunk := policy.next_chunk()):  # type: ignore[arg-type]
+        pass
+    return chunk.sequence  # type: ignore[union-attr]
+
+
+def test_sequences_are_admitted_in_the_order_they_came() -> None:
+    policy, jobs = scheduler(), [Job(3), Job(3), Job(3)]
+    for job in jobs:
+        policy.enqueue(job)
+    assert [read_whole(policy), read_whole(policy)] == jobs[:2]
+    assert policy.next_chunk() is None
+    policy.remove(jobs[0])
+    assert policy.next_chunk().sequence is jobs[2]  # type: ignore[union-attr]
+
+
+def test_full_slots_and_a_full_queue_refuse_with_the_queues_length() -> None:
+    policy = scheduler()
+    for _ in range(2):
+        policy.enqueue(Job(3))
+        read_whole(policy)
+    policy.enqueue(Job(3))
+    with pytest.raises(OverloadedError, match=r"^overloaded: queue: 1 requests wait already"):
+        policy.enqueue(Job(3))
+
+
+def test_a_burst_fits_slots_and_queue_before_any_of_it_runs() -> None:
+    policy = scheduler()
+    for _ in range(3):
+        policy.enqueue(Job(3))
+    with pytest.raises(OverloadedError):
+        policy.enqueue(Job(3))
+
+
+@pytest.mark.parametrize("length", range(1, 40))
+@pytest.mark.parametrize("beside", [False, True])
+def test_chunks_cover_a_prompt_once_under_the_limit_and_none_is_a_lone_token(
+    length: int, beside: bool
+) -> None:
+    policy = scheduler()
+    if beside:
+        policy.enqueue(Job(1))
+        read_whole(policy)
+    policy.enqueue(job := Job(length))
+    limit, position = 4 if beside else 10, 0
+    while job not in policy.running:
+        chunk = policy.next_chunk()
+        assert chunk is not None
+        assert (chunk.sequence, chunk.row, chunk.start) == (job, int(beside), position)
+        assert 2 <= chunk.stop - chunk.start <= limit + 1 or length == 1
+        position = chunk.stop
+        policy.complete(chunk)
+    assert position == job.length == length
+
+
+def test_only_one_prompt_is_read_at_a_time() -> None:
+    policy, first, second = scheduler(), Job(25), Job(5)
+    policy.enqueue(first)
+    policy.enqueue(second)
+    order = [read_whole(policy), read_whole(policy)]
+    assert order == [first, second]
+
+
+class Rows:
+    """What each row of the state would hold, moved as the policy says."""
+
+    def __init__(self, policy: Scheduler[Job]) -> None:
+        self.policy = policy
+        self.held: dict[int, tuple[Job, int]] = {}
+
+    def read(self) -> None:
+        chunk = self.policy.next_chunk()
+        if chunk is not None:
+            self.held[chunk.row] = (chunk.sequence, chunk.stop)
+            self.policy.complete(chunk)
+
+    def decode(self) -> None:
+        for row, job in enumerate(self.policy.running):
+            job.length += 1
+            self.held[row] = (job, job.length)
+
+    def remove(self, job: Job) -> None:
+        for move in self.policy.remove(job):
+            assert move.length == self.held[move.source][1]
+            self.held[move.target] = self.held[move.source]
+
+    def check(self) -> None:
+        rows = [*self.policy.running, *([self.policy.reading] if self.policy.reading else [])]
+        for row, job in enumerate(rows):
+            assert job.length == 0 or self.held[row] == (job, job.length)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(
+    st.lists(st.tuples(st.sampled_from(["enqueue", "read", "read", "decode", "remove"]), st.integers(0, 30)))
+)
+def test_rows_stay_dense_and_hold_their_sequences_through_any_course(actions: list[tuple[str, int]]) -> None:
+    policy = scheduler(slots=4, queue_size=3)
+    rows = Rows(policy)
+    for action, number in actions:
+        if action == "enqueue" and len(policy) < 7:
+            policy.enqueue(Job(number + 1))
+        elif action == "remove" and len(policy):
+            rows.remove(list(policy)[number % len(policy)])
+        elif action == "read":
+            rows.read()
+        else:
+            rows.decode()
+        assert len(policy.running) + (policy.reading is not None) <= 4
+        rows.check()

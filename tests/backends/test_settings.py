@@ -1,0 +1,27 @@
+"""Engine settings come from strings and are refused by name."""
+
+import pytest
+
+from backends.causal_lm.manifest import LoadError
+from backends.causal_lm.settings import EngineSettings
+
+
+def test_parameters_are_parsed_from_strings() -> None:
+    settings = EngineSettings.from_parameters({"slots": "4", "spinning": "false"})
+    assert settings == EngineSettings(slots=4, spinning=False)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"slot": "4"}, "unknown parameter 'slot'; known are slots, queue_size"),
+        ({"slots": "four"}, "slots is 'four', an integer is needed"),
+        ({"slots": "0"}, "slots is 0, allowed is 1 or more"),
+        ({"prefill_tokens": "1"}, "prefill_tokens is 1, allowed is 2 or more"),
+        ({"interleave_tokens": "512"}, "interleave_tokens is 512, allowed is up to prefill_tokens, 256"),
+        ({"spinning": "maybe"}, "spinning is 'maybe', allowed are true, false"),
+    ],
+)
+def test_a_wrong_parameter_is_named(parameters: dict[str, str], message: str) -> None:
+    with pytest.raises(LoadError, match=message):
+        EngineSettings.from_parameters(parameters)
