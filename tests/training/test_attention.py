@@ -26,10 +26,10 @@ def attention_by_definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         for n in range(q.shape[1]):
             for h in range(H):
                 kv = h // (H // HKV)
-                scores = torch.stack([q[b, n, h] @ k[b, m, kv] for m in range(n + 1)]) / math.sqrt(D)
+                scores = (k[b, : n + 1, kv] @ q[b, n, h]) / math.sqrt(D)  # (n + 1,)
                 weights = scores.exp() / scores.exp().sum()
-                rows.append(sum(weights[m] * v[b, m, kv] for m in range(n + 1)))
-    return torch.stack(rows).view(q.shape)  # type: ignore[arg-type]
+                rows.append(weights @ v[b, : n + 1, kv])
+    return torch.stack(rows).view(q.shape)
 
 
 def attend_in_full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -109,9 +109,11 @@ def test_a_rotation_turns_the_pair_i_and_i_plus_half_by_its_angle() -> None:
 
 def test_the_cache_takes_valid_tokens_only_and_keeps_the_rest() -> None:
     cache, new = torch.randn(2, HKV, 6, D), torch.randn(2, 3, HKV, D)
-    positions = torch.tensor([[1, 2, 3], [4, 5, 6]])  # 6 is past the end, and past the row's length
+    positions = torch.tensor([[1, 2, 3], [3, 4, 5]])
     written = write_cache(cache, new, positions=positions, lengths=torch.tensor([3, 2]))
     expected = cache.clone()
     expected[0, :, 1:4] = new[0].transpose(0, 1)
-    expected[1, :, 4:6] = new[1, :2].transpose(0, 1)
+    expected[1, :, 3:5] = new[1, :2].transpose(0, 1)
     assert torch.equal(written, expected)
+    expected[1, :, 5] = new[1, 2]
+    assert torch.equal(write_cache(cache, new, positions=positions, lengths=None), expected)

@@ -14,7 +14,14 @@ from torch import Tensor
 from training.blocks.feed_forward import SwiGLU
 from training.blocks.forward_pass import ForwardPass
 from training.blocks.moe import MoE, apply_experts
-from training.blocks.router import balance_loss, choose_experts, expert_load, summarize_routing, z_loss
+from training.blocks.router import (
+    balance_loss,
+    choose_experts,
+    describe_load,
+    expert_load,
+    summarize_routing,
+    z_loss,
+)
 from training.config import ModelConfig
 from training.decoder import Decoder
 from training.lowering import Eager
@@ -190,3 +197,36 @@ def test_routing_is_collected_only_when_asked_and_padding_does_not_count() -> No
 def test_summarizing_nothing_says_how_to_collect() -> None:
     with pytest.raises(ValueError, match="routing is empty: give it to Decoder"):
         summarize_routing(moe_config(), [])
+
+
+def load_after_toy_run(balance_coefficient: float) -> Tensor:
+    """Teach experts a random map from tokens that all point towards one of them at first."""
+    moe = initialised(moe_config())
+    x = torch.randn(1, 512, 64) + 1.5
+    target = torch.randn(1, 512, 64)
+    with torch.no_grad():
+        moe.router.weight[0] += 0.05
+    optimizer = torch.optim.Adam(moe.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=100)
+    for _ in range(100):
+        routing: list[Tensor] = []
+        y = moe(x, ForwardPass(torch.zeros(1, 1), None, None, Eager(), routing))
+        loss = F.mse_loss(y, target) + balance_coefficient * balance_loss(routing[0][0], 2)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return expert_load(routing[0][0], 2)
+
+
+def test_the_balance_loss_evens_the_load_of_a_toy_run() -> None:
+    """The run without it shows that the task alone leaves experts unused."""
+    assert describe_load(load_after_toy_run(0.5)).variation < 0.1
+    assert describe_load(load_after_toy_run(0.0)).variation > 0.3
+
+
+def test_load_figures_of_an_even_and_of_a_collapsed_load() -> None:
+    even = describe_load(torch.full((4,), 0.25))
+    assert (even.variation, even.max_violation, even.dead, even.entropy) == (0, 0, 0, pytest.approx(1))
+    half = describe_load(torch.tensor([0.5, 0.5, 0.0, 0.0]))
+    assert (half.variation, half.max_violation, half.dead, half.entropy) == (1, 1, 2, pytest.approx(0.5))

@@ -1,5 +1,6 @@
 """Which experts a token goes to, and the losses and figures that say how evenly they are used."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,31 @@ def balance_loss(logits: Tensor, num_chosen: int) -> Tensor:
 def z_loss(logits: Tensor) -> Tensor:
     """The mean of logsumexp(z)²: keeps router logits small. Source: ST-MoE, arXiv 2202.08906."""
     return logits.logsumexp(dim=-1).square().mean()
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """How even a load is: 0, 0, 0 and 1 when every expert gets the same.
+
+    `variation` is standard deviation over mean, `max_violation` the largest load over the mean less 1,
+    `dead` the number of experts with no token, `entropy` that of the load over its largest value, ln E.
+    """
+
+    variation: float
+    max_violation: float
+    dead: int
+    entropy: float
+
+
+def describe_load(load: Tensor) -> LoadFigures:
+    """The figures of one layer's load (E,), E > 1, as `expert_load` gives it."""
+    mean = load.mean()
+    return LoadFigures(
+        variation=(load.std(correction=0) / mean).item(),
+        max_violation=(load.max() / mean - 1).item(),
+        dead=int((load == 0).sum()),
+        entropy=torch.special.entr(load).sum().item() / math.log(load.numel()),
+    )
 
 
 @dataclass(frozen=True)
