@@ -186,9 +186,7 @@ class AsyncTritonClient:
             away, text = error.status() in {str(code) for code in gone}, str(error.message())
         if away:
             advice = "start it with `trident serve`, or name its address by --url or TRIDENT_URL"
-            return WireError(
-                "unavailable", "server", f"Triton does not answer at {self._url}: {advice} ({text})"
-            )
+            return WireError("unavailable", "server", f"Triton does not answer at {self._url}: {advice}")
         return WireError.parse(text)
 
 

@@ -6,8 +6,8 @@ from tests.client.triton_double import TritonDouble
 
 
 @pytest.fixture
-async def triton():
+def triton():
     double = TritonDouble()
-    await double.start()
+    double.start()
     yield double
-    await double.close()
+    double.close()

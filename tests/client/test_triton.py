@@ -141,7 +141,7 @@ async def test_an_unknown_model_is_not_found(client, triton):
 
 
 async def test_a_server_that_is_away_is_unavailable_and_the_message_says_how_to_start_it(triton):
-    await triton.close()
+    triton.close()
     async with AsyncTritonClient(triton.url) as client:
         for call in (client.models(), anext(client.generate("toy", GenerateRequest(text_input="x")))):
             with pytest.raises(WireError, match="trident serve") as caught:

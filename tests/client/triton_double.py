@@ -1,8 +1,10 @@
 """The part of Triton's gRPC service that the client uses, playing a script instead of a model."""
 
-import asyncio
 import json
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import grpc
@@ -62,29 +64,27 @@ class TritonDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
     stops: list = field(default_factory=list)
     running: dict = field(default_factory=dict)
 
-    async def start(self):
-        self._server = grpc.aio.server()
+    def start(self):
+        self._server = grpc.server(ThreadPoolExecutor(256))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
-        self.url = f"127.0.0.1:{self.port}"
-        await self._server.start()
+        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
 
-    async def close(self):
-        await self._server.stop(0)
+    def close(self):
+        self._server.stop(0).wait()
 
-    async def ModelStreamInfer(self, requests, context):  # noqa: N802
-        async for request in requests:
+    def ModelStreamInfer(self, requests, context):  # noqa: N802
+        for request in requests:
             inputs = sent_values(request)
             if "stop" in inputs:
                 yield self._stop(request)
                 continue
             self.requests.append((request.model_name, request.id, inputs))
             # the tokenizer's step: the engine does not know the id yet
-            await asyncio.sleep(self.arrival_delay)
-            stopped = self.running[request.id] = asyncio.Event()
+            time.sleep(self.arrival_delay)
+            stopped = self.running[request.id] = threading.Event()
             try:
-                async for response in self._play(stopped):
-                    yield response
+                yield from self._play(stopped)
             finally:
                 del self.running[request.id]
 
@@ -94,44 +94,36 @@ class TritonDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.running[request.id].set()
         return service_pb2.ModelStreamInferResponse(infer_response=infer_response(finish_reason="cancelled"))
 
-    async def _play(self, stopped):
+    def _play(self, stopped):
         for item in self.script:
             if isinstance(item, str) and item != "forever":
                 yield service_pb2.ModelStreamInferResponse(error_message=item)
             elif isinstance(item, dict):
                 yield service_pb2.ModelStreamInferResponse(infer_response=infer_response(**item))
-            elif await self._interrupted(stopped, None if item == "forever" else item):
+            elif stopped.wait(60 if item == "forever" else item):
                 cancelled = infer_response(text_output="", finish_reason="cancelled")
                 yield service_pb2.ModelStreamInferResponse(infer_response=cancelled)
                 return
 
-    @staticmethod
-    async def _interrupted(stopped, seconds):
-        try:
-            await asyncio.wait_for(stopped.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
-
-    async def RepositoryIndex(self, request, context):  # noqa: N802
+    def RepositoryIndex(self, request, context):  # noqa: N802
         response = service_pb2.RepositoryIndexResponse()
         for name, state in self.ready.items():
             response.models.add(name=name, version="1", state=state)
         return response
 
-    async def ServerReady(self, request, context):  # noqa: N802
+    def ServerReady(self, request, context):  # noqa: N802
         return service_pb2.ServerReadyResponse(ready=True)
 
-    async def ModelReady(self, request, context):  # noqa: N802
+    def ModelReady(self, request, context):  # noqa: N802
         return service_pb2.ModelReadyResponse(ready=self.ready.get(request.name) == "READY")
 
-    async def ModelMetadata(self, request, context):  # noqa: N802
+    def ModelMetadata(self, request, context):  # noqa: N802
         return service_pb2.ModelMetadataResponse(name=request.name, versions=["1"])
 
-    async def ModelConfig(self, request, context):  # noqa: N802
+    def ModelConfig(self, request, context):  # noqa: N802
         if request.name not in self.ready:
             message = f"Request for unknown model: '{request.name}' is not found"
-            await context.abort(grpc.StatusCode.NOT_FOUND, message)
+            context.abort(grpc.StatusCode.NOT_FOUND, message)
         response = service_pb2.ModelConfigResponse()
         response.config.name = request.name
         response.config.platform = "ensemble"

@@ -1,0 +1,151 @@
+"""The `trident` command: talk to a served model, serve, and hand over to the trainer and the exporter."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from client.wire import WireError
+
+# Each command imports what it needs: serving must not wait for gRPC, nor a help text for either.
+
+PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="From PyTorch blocks to a chat service on Triton.",
+)
+
+Url = Annotated[str, typer.Option(envvar="TRIDENT_URL", help="Triton's gRPC address.")]
+Model = Annotated[
+    str | None, typer.Option(help="A served model; by default smollm2, or the only one there is.")
+]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="The most tokens to generate.")]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 is greedy.")]
+TopP = Annotated[float | None, typer.Option(max=1, help="Draw from the likeliest tokens of this total.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same text.")]
+System = Annotated[str | None, typer.Option(help="A system message before the conversation.")]
+
+DEFAULT_URL = "127.0.0.1:8001"
+
+
+@app.command()
+def chat(
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+) -> None:
+    """Talk to a model. Ctrl-C stops an answer, at the prompt it quits; /help lists the commands."""
+    from client.chat import converse
+
+    sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    converse(url, model, system=system, sampling=sampling)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    model: Model = None,
+    url: Url = DEFAULT_URL,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Send the prompt as it is, without chat template.")
+    ] = False,
+    system: System = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    seed: Seed = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+) -> None:
+    """Generate one answer to standard output, as it comes."""
+    from client.chat import say_once
+
+    if raw and system is not None:
+        raise typer.BadParameter(
+            "a raw prompt has no roles; leave out --system or --raw", param_hint="--system"
+        )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    say_once(url, model, text, raw=raw, system=system, sampling=sampling | {"stop_words": stop or None})
+
+
+@app.command()
+def models(url: Url = DEFAULT_URL) -> None:
+    """List the models that are served, one a line."""
+    from client.chat import served_models
+
+    for name in served_models(url):
+        print(name)
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="Exported first if it isn't installed yet.")] = "smollm2",
+    precision: Annotated[
+        str | None, typer.Option(help="int8, int4 or fp32; by default what is installed, else int8.")
+    ] = None,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="The gateway's HTTP port.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=1, max=65535, help="Triton's gRPC port.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=1, max=65535, help="Triton's metrics port.")] = 8002,
+    http_port: Annotated[int, typer.Option(min=1, max=65535, help="Triton's HTTP port.")] = 8003,
+    repository: Annotated[
+        Path | None, typer.Option(help="The model repository; default: the checkout's.")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show all that the processes say.")] = False,
+) -> None:
+    """Export a model if needed, then run Triton and the gateway until Ctrl-C."""
+    from client.serve import Plan, serve
+
+    ports = {
+        "--port": port,
+        "--grpc-port": grpc_port,
+        "--metrics-port": metrics_port,
+        "--http-port": http_port,
+    }
+    plan = Plan(model=model, precision=precision, ports=ports, verbose=verbose)
+    serve(plan if repository is None else plan.in_repository(repository))
+
+
+@app.command(context_settings=PASS_ON)
+def train(context: typer.Context) -> None:
+    """Train a model: all arguments go to `python -m training train`."""
+    _become("training", "train", *context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def export(context: typer.Context) -> None:
+    """Prove, quantize and install a model: all arguments go to `python -m export`."""
+    _become("export", *context.args)
+
+
+def main() -> None:
+    """Run the command line; exit code 0 is success, 1 a failure told in one sentence, 2 wrong usage."""
+    try:
+        app()
+    except WireError as error:
+        sys.exit(
+            f"trident: {error.message}"
+            if error.field == "server"
+            else f"trident: {error.field}: {error.message}"
+        )
+
+
+def _become(module: str, *arguments: str) -> NoReturn:
+    """Replace this process, so that signals and the exit code need no passing on."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
