@@ -96,9 +96,7 @@ class Sampler:
         kept = _kept(weights, parameters.top_p, parameters.min_p)
         if kept is not None:
             ids, weights = kept if ids is None else ids[kept], weights[kept]
-        cumulative = np.cumsum(weights, dtype=np.float64)
-        place = np.searchsorted(cumulative, self._generator.random() * cumulative[-1], side="right")
-        place = min(int(place), cumulative.size - 1)
+        place = _place(weights, self._generator.random())
         return place if ids is None else int(ids[place])
 
     def _with_log_probs(self, token: int, logits: Floats) -> Choice:
@@ -121,6 +119,22 @@ def largest(row: Floats, count: int) -> Indices:
     return candidates[np.argsort(-row[candidates], kind="stable")[:count]]
 
 
+def _place(weights: Floats, uniform: float) -> int:
+    """Where the running sum of `weights` passes `uniform` of the whole: the block first, then inside it."""
+    blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)), dtype=np.float64)
+    target = uniform * blocks[-1]
+    block = _passes(blocks, target)
+    start = block * _BLOCK
+    before = blocks[block - 1] if block else 0.0
+    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
+    return start + _passes(inside, target - before)
+
+
+def _passes(running: NDArray[np.float64], target: float) -> int:
+    """First index whose running sum exceeds `target`; rounding may not lead past the last positive weight."""
+    return int(np.searchsorted(running, min(target, np.nextafter(running[-1], 0.0)), side="right"))
+
+
 def _kept(weights: Floats, top_p: float, min_p: float) -> Indices | None:
     """Indices, ascending, that top-p and then min-p keep; None keeps all."""
     kept = None
@@ -136,10 +150,13 @@ def _nucleus(weights: Floats, top_p: float) -> Indices:
     """The smallest set of largest weights that holds `top_p` of the whole, ascending (arXiv:1904.09751)."""
     total = float(weights.sum(dtype=np.float64))
     # Weights below this floor hold less than 1 - top_p together, so the nucleus lies above it.
-    candidates = np.flatnonzero(weights >= (1 - top_p) * total / weights.size)
-    order = candidates[np.argsort(-weights[candidates], kind="stable")]
-    reached = np.searchsorted(np.cumsum(weights[order], dtype=np.float64), top_p * total, side="left")
-    return np.sort(order[: int(reached) + 1])
+    falling = np.sort(weights[weights >= (1 - top_p) * total / weights.size])[::-1]
+    count = 1 + int(np.searchsorted(np.cumsum(falling, dtype=np.float64), top_p * total, side="left"))
+    least = falling[min(count, falling.size) - 1]
+    kept = np.flatnonzero(weights >= least)
+    surplus = kept.size - count
+    # Of equals at the edge, those of the lowest index stay.
+    return np.delete(kept, np.flatnonzero(weights[kept] == least)[-surplus:]) if surplus > 0 else kept
 
 
 def _penalises(request: GenerationRequest) -> bool:

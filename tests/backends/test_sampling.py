@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from backends.causal_lm.request import GenerationRequest, SamplingParameters
-from backends.causal_lm.sampling import NonFiniteLogitsError, Sampler, largest
+from backends.causal_lm.sampling import NonFiniteLogitsError, Sampler, _place, largest
 
 VOCAB_SIZE = 300
 EOS = (0, 7)
@@ -75,6 +75,22 @@ def test_draws_are_those_of_the_reference(parameters: SamplingParameters) -> Non
     # float32 weights move a boundary by about 1e-7 of the mass: no draw of these falls so near one.
     rows = logits_of(parameters.seed % 1000, 6)
     assert draw(sampler(parameters), rows) == reference_draws(rows, parameters)
+
+
+def test_no_token_of_weight_zero_is_ever_drawn() -> None:
+    row = np.full((1, VOCAB_SIZE), -200.0, np.float32)
+    row[0, [70, 191]] = 5.0, 4.0
+    tokens = draw(sampler(SamplingParameters(temperature=1.0, seed=3)), np.repeat(row, 500, 0))
+    assert set(tokens) == {70, 191}
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.3, 1.0 - 2**-53, 1.0])
+@pytest.mark.parametrize("positive", [[0], [63], [64], [100, 290], [128, 129, 130]])
+def test_the_ends_of_the_unit_interval_fall_on_positive_weights(uniform: float, positive: list[int]) -> None:
+    weights = np.zeros(VOCAB_SIZE, np.float32)
+    weights[positive] = 0.1
+    expected = positive[min(int(uniform * len(positive)), len(positive) - 1)]
+    assert _place(weights, uniform) == expected
 
 
 def test_frequencies_of_many_draws_follow_the_distribution() -> None:
