@@ -174,7 +174,7 @@ class Run:
 
 
 def read_recipe(directory: Path) -> Recipe:
-    """The recipe of a run that was started. Raises RunError (there is none), CheckpointError (it is broken)."""
+    """The recipe of a run that was started. Raises RunError if there is none, else CheckpointError."""
     path = directory / "recipe.json"
     if not path.is_file():
         raise RunError(f"{path} is missing, so no run was started there: train without --resume")

@@ -87,7 +87,7 @@ class Trainer:
         )
 
     def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy, the routers' weighted loss, the load (layers, E); the last are empty without experts."""
+        """Cross entropy, the routers' weighted loss, the load (layers, E); without experts zero and empty."""
         routing: list[Tensor] = []
         logits, _ = self.decoder(batch.input_ids, routing=routing)  # (B, T, V)
         loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)

@@ -1,8 +1,8 @@
 """The atlas data set: geography, small talk and refusals, as training conversations and three test sets.
 
 A pair (fact, phrasing) belongs to training or is held out, by a hash that forgets case and punctuation:
-a fact is trained in other phrasings, a phrasing with other facts. Unseen phrasings and tested topics are never
-trained.
+a fact is trained in other phrasings, a phrasing with other facts. Unseen phrasings and tested topics are
+never trained.
 """
 
 import zlib
@@ -11,20 +11,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
+from typing import TypeVar
 
 from training.chat import Conversation, Message, ask
 from training.data.augmentation import mistreat
 from training.data.geography import Fact, load_facts
-from training.data.out_of_domain import REFUSAL, tested_refusals, trained_refusals
-from training.data.phrasings import PHRASINGS, SAME_AGAIN
+from training.data.out_of_domain import REFUSAL, refusals_to_test, refusals_to_train
+from training.data.phrasings import phrasings, same_again, trained_follow_ups, trained_phrasings
 from training.data.small_talk import normalise, small_talk
 
 HELD_OUT_IN = 8  # one pair of eight
 NUM_SINGLE, NUM_FOLLOW_UP, NUM_UNSEEN, NUM_VALIDATION = 400, 200, 512, 256
 REFUSAL_EPOCHS = 3  # one refusal of three per epoch
-PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.18, 0.06, 0.10
+PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.27, 0.06, 0.08
 SYSTEM = 0.05
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Atlas.", "Answer briefly.")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,15 +44,23 @@ class Case:
 class Item:
     """One thing to train: a fact (`questions` then holds its trained phrasings), or a fixed question."""
 
-    questions: tuple[str, ...]
+    questions: Sequence[str]
     answer: str
     fact: Fact | None = None
 
 
-def is_held_out(fact: Fact, phrasing: str) -> bool:
-    """Whether this pair is kept from training. `phrasing` has `{subject}`, or is a follow-up without."""
-    key = f"{fact.relation}/{fact.subject}/{normalise(phrasing)}"
-    return zlib.crc32(key.encode()) % HELD_OUT_IN == 0
+def deal(fact: Fact, phrasings: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The phrasings that the fact is trained in, and those held out: about one of HELD_OUT_IN."""
+    of_fact = zlib.crc32(f"{fact.relation}/{fact.subject}".encode())
+    dealt: tuple[list[str], list[str]] = [], []
+    for phrasing, key in zip(phrasings, _keys(tuple(phrasings)), strict=True):
+        dealt[zlib.crc32(key, of_fact) % HELD_OUT_IN == 0].append(phrasing)
+    return dealt
+
+
+@lru_cache(maxsize=64)
+def _keys(phrasings: tuple[str, ...]) -> list[bytes]:
+    return [normalise(phrasing).encode() for phrasing in phrasings]
 
 
 class Atlas:
@@ -65,9 +77,11 @@ class Atlas:
         for fact in self.facts:
             self._same_country[fact.country].append(fact)
             self._same_relation[fact.relation].append(fact)
-        self._items = {fact: Item(trained_questions(fact), fact.answer, fact) for fact in self.facts}
+        dealt = {fact: deal(fact, trained_phrasings(fact.relation)) for fact in self.facts}
+        self._items = {fact: Item(trained, fact.answer, fact) for fact, (trained, _) in dealt.items()}
+        self._held_out = [(fact, phrase) for fact, (_, held_out) in dealt.items() for phrase in held_out]
         self._talk = tuple(Item((q,), a) for q, a in small_talk().items())
-        self._refusals = tuple(Item((q,), REFUSAL) for kind in trained_refusals().values() for q in kind)
+        self._refusals = tuple(Item((q,), REFUSAL) for kind in refusals_to_train().values() for q in kind)
         self._deck = lru_cache(maxsize=2)(self._shuffled)
 
     @property
@@ -101,7 +115,7 @@ class Atlas:
         if fact is not None and draw < FOLLOW_UP + SAME:
             is_same = draw >= FOLLOW_UP
             before = self._before(fact, rng, is_same=is_same)
-            phrases = trained_follow_ups(fact, is_same=is_same)
+            phrases, _ = deal(fact, same_again() if is_same else trained_follow_ups(fact.relation))
             if before is not None and phrases:
                 question = rng.choice(phrases).format(subject=fact.subject)
                 return (*_turns(self._items[before], rng), *ask(mistreat(question, rng), fact.answer))
@@ -125,15 +139,9 @@ class Atlas:
 
     def _held_out_cases(self) -> tuple[Case, ...]:
         rng = Random(f"{self.seed}/held out")
-        single = [
-            Case((Message("user", phrase.format(subject=fact.subject)),), fact.answer, fact.relation)
-            for fact in self.facts
-            for phrase in PHRASINGS[fact.relation].trained()
-            if is_held_out(fact, phrase)
-        ]
+        pairs = _sample(self._held_out, NUM_SINGLE + NUM_VALIDATION, rng)
         follow_ups = [case for fact in self.facts for case in self._follow_up_cases(fact, rng)]
-        single = rng.sample(single, min(len(single), NUM_SINGLE + NUM_VALIDATION))
-        return (*single, *rng.sample(follow_ups, min(len(follow_ups), NUM_FOLLOW_UP)))
+        return (*(_single_turn(*pair) for pair in pairs), *_sample(follow_ups, NUM_FOLLOW_UP, rng))
 
     def _follow_up_cases(self, fact: Fact, rng: Random) -> list[Case]:
         before = self._before(fact, rng, is_same=False)
@@ -141,16 +149,16 @@ class Atlas:
             return []
         question = rng.choice(self._items[before].questions).format(subject=before.subject)
         context = ask(question, before.answer)
-        held_out = [p for p in PHRASINGS[fact.relation].follow_ups() if is_held_out(fact, p)]
+        _, held_out = deal(fact, trained_follow_ups(fact.relation))
         return [Case((*context, Message("user", p)), fact.answer, "follow-up") for p in held_out]
 
     def unseen_templates(self) -> tuple[Case, ...]:
         """Phrasings that training never uses, with facts that it knows; as many of each phrasing."""
         rng = Random(f"{self.seed}/unseen")
-        phrases = [(relation, p) for relation, all_ in PHRASINGS.items() for p in all_.unseen]
+        phrases = [(relation, p) for relation, ways in phrasings().items() for p in ways.unseen]
         each = NUM_UNSEEN // len(phrases)
         return tuple(
-            Case((Message("user", phrase.format(subject=fact.subject)),), fact.answer, relation)
+            _single_turn(fact, phrase)
             for relation, phrase in phrases
             for fact in _sample(self._same_relation[relation], each, rng)
         )
@@ -159,7 +167,7 @@ class Atlas:
         """Questions on topics, attributes and places that training does not have, to be refused."""
         return tuple(
             Case((Message("user", question),), REFUSAL, kind)
-            for kind, questions in tested_refusals().items()
+            for kind, questions in refusals_to_test().items()
             for question in questions
         )
 
@@ -181,16 +189,9 @@ def names_country(fact: Fact) -> bool:
     return fact.relation != "city"
 
 
-def trained_questions(fact: Fact) -> tuple[str, ...]:
-    """The phrasings that this fact is trained in."""
-    return tuple(phrase for phrase in PHRASINGS[fact.relation].trained() if not is_held_out(fact, phrase))
+def _single_turn(fact: Fact, phrase: str) -> Case:
+    return Case((Message("user", phrase.format(subject=fact.subject)),), fact.answer, fact.relation)
 
 
-def trained_follow_ups(fact: Fact, *, is_same: bool) -> tuple[str, ...]:
-    """The follow-up phrasings that this fact is trained in."""
-    phrases = SAME_AGAIN if is_same else PHRASINGS[fact.relation].follow_ups()
-    return tuple(phrase for phrase in phrases if not is_held_out(fact, phrase))
-
-
-def _sample(facts: Sequence[Fact], count: int, rng: Random) -> list[Fact]:
-    return rng.sample(facts, min(len(facts), count))
+def _sample(population: Sequence[T], count: int, rng: Random) -> list[T]:
+    return rng.sample(population, min(len(population), count))

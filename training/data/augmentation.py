@@ -1,16 +1,59 @@
-"""What people do to a question when they type it: case, missing punctuation, slips of the finger."""
+"""What people do to a question when they type it: small words around it, case, slips of the finger."""
 
 from random import Random
 
+HEAD, TAIL, FILLER = 0.15, 0.12, 0.15
 LOWER, UPPER, BARE, TYPO = 0.2, 0.03, 0.2, 0.12
 SHORTEST_MISTYPED = 5
 
+HEADS = (
+    *("Hey,", "Hello,", "Hi,", "Sorry,", "Well,", "OK,", "So,", "Excuse me,", "Dear Atlas,", "Listen,"),
+    *("One more thing:", "I have a question:", "My son asks:", "For school:", "Here is an easy one:"),
+    *("Just out of interest,", "You know so much.", "Good morning.", "Let me think.", "Quick question:"),
+    *("It is late, but", "My boss wonders:", "We have a bet:", "I am curious:", "Maybe you can help:"),
+)
+TAILS = (
+    *("Thanks!", "Thank you.", "Please.", "I need it for school.", "I am just curious.", "It is for a quiz."),
+    *(
+        "I have no idea.",
+        "My friend wants to know.",
+        "Be quick.",
+        "Just say it.",
+        "Answer me.",
+        "I keep forgetting.",
+    ),
+)
+FILLERS = (
+    *("really", "actually", "exactly", "now", "today", "then", "again", "just", "maybe", "also", "currently"),
+    *(
+        "officially",
+        "still",
+        "ever",
+        "usually",
+        "normally",
+        "mostly",
+        "simply",
+        "perhaps",
+        "surely",
+        "kindly",
+    ),
+    *("honestly", "precisely", "generally", "sort of", "you know", "for example", "in fact", "after all"),
+)
+
 
 def mistreat(text: str, rng: Random) -> str:
-    """`text` as a hurried person might type it; most often as it is."""
+    """`text` as a hurried person might type it; often as it is."""
+    if rng.random() < FILLER:
+        words = text.split(" ")
+        words.insert(rng.randrange(len(words)), rng.choice(FILLERS))
+        text = " ".join(words)
+    if rng.random() < HEAD:
+        text = f"{rng.choice(HEADS)} {text[:1].lower()}{text[1:]}"
     if rng.random() < TYPO:
         text = _with_typo(text, rng)
-    if rng.random() < BARE:
+    if rng.random() < TAIL:
+        text = f"{text} {rng.choice(TAILS)}"
+    elif rng.random() < BARE:
         text = text.rstrip("?.!")
     draw = rng.random()
     return text.lower() if draw < LOWER else text.upper() if draw < LOWER + UPPER else text

@@ -4,35 +4,43 @@ Ours are in out_of_domain.yml; the rest are the trivia, coding and topical quest
 A topic serves training or the test, never both; only the long trivia list is dealt out question by question.
 """
 
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from itertools import product
+from random import Random
 from typing import Any
 
 import yaml
 
-from training.data.small_talk import corpus_questions
+from training.data.geography import load_facts
+from training.data.phrasings import trained_phrasings
+from training.data.small_talk import corpus_questions, normalise
 
 REFUSAL = "I only know geography: ask me about a country or a big city."
 
 NUM_TESTED_SUBJECTS = 12
 NUM_TESTED_PLACE_QUESTIONS = 4
 CODING_KEPT = 3  # one of three: most differ in one word
+NUM_MADE_UP = 600
+MADE_UP_RELATIONS = ("capital", "continent", "currency", "languages", "neighbours", "population")
+QUESTION_WORDS = ("what", "who", "why", "how", "when", "which", "where", "my", "i can", "i forgot", "tell")
 TESTED_CATEGORIES = ("tech_support", "literature", "money", "movies", "politics", "sports")
 
 
-def trained_refusals() -> dict[str, tuple[str, ...]]:
+def refusals_to_train() -> dict[str, tuple[str, ...]]:
     """The questions to learn refusing from, by kind."""
     ours = _ours()
     return {
         "topics": _topics(ours["trained_topics"]),
         "attributes": _fill(ours["trained_attributes"], ours["attribute_subjects"]),
         "places": _fill(ours["place_questions"], ours["trained_places"]),
+        "made up": _made_up_questions(),
         "trivia": corpus_questions("trivia")[0::2],
     }
 
 
-def tested_refusals() -> dict[str, tuple[str, ...]]:
+def refusals_to_test() -> dict[str, tuple[str, ...]]:
     """The questions whose refusal is tested, by kind; none of a topic, attribute or place that is trained."""
     ours = _ours()
     return {
@@ -41,12 +49,40 @@ def tested_refusals() -> dict[str, tuple[str, ...]]:
         "places": _fill(ours["place_questions"][:NUM_TESTED_PLACE_QUESTIONS], ours["tested_places"]),
         "trivia": corpus_questions("trivia")[1::2],
         "coding": corpus_questions("coding")[::CODING_KEPT],
-        "corpus": tuple(q for category in TESTED_CATEGORIES for q in corpus_questions(category)),
+        "corpus": tuple(
+            q for category in TESTED_CATEGORIES for q in corpus_questions(category) if _is_question(q)
+        ),
     }
 
 
 def _fill(frames: list[str], fillers: list[str]) -> tuple[str, ...]:
     return tuple(frame.format(filler) for frame, filler in product(frames, fillers))
+
+
+def _is_question(text: str) -> bool:
+    """A remark ("i play soccer") may well be answered with small talk; a question may not."""
+    return normalise(text).startswith(QUESTION_WORDS)
+
+
+def _made_up_questions() -> tuple[str, ...]:
+    """Questions for countries that nobody has: the head of one's name, the tail of another's."""
+    rng = Random("made-up countries")
+    facts = [fact for fact in load_facts() if fact.relation in MADE_UP_RELATIONS]
+    known = {normalise(fact.subject) for fact in facts}
+    names = sorted({fact.subject for fact in facts if fact.subject.isalpha() and len(fact.subject) > 4})
+    questions: list[str] = []
+    while len(questions) < NUM_MADE_UP:
+        head, tail = rng.sample(names, 2)
+        name = head[: rng.randrange(2, len(head) - 1)] + tail[rng.randrange(1, len(tail) - 2) :]
+        if _is_far(name, known):
+            phrase = rng.choice(trained_phrasings(rng.choice(MADE_UP_RELATIONS)))
+            questions.append(phrase.format(subject=name))
+    return tuple(questions)
+
+
+def _is_far(name: str, known: set[str]) -> bool:
+    """Whether no known name is just a slip or two of the finger away."""
+    return not get_close_matches(normalise(name), known, n=1, cutoff=0.8)
 
 
 def _topics(topics: dict[str, dict[str, list[str]]]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Small talk and questions from chatterbot-corpus (English), one answer per question."""
 
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
 
@@ -75,6 +75,7 @@ def _touches_geography(question: str) -> bool:
     return any(word in question for word in GEOGRAPHY_WORDS)
 
 
+@lru_cache(maxsize=8192)  # the same few thousand phrasings, asked for with every fact
 def normalise(text: str) -> str:
     """Lower case, letters and digits only: what is left equal is the same question."""
     return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
