@@ -27,16 +27,17 @@ class FileHash(_Part):
 class Scenario(_Part):
     """Logits of one way to run the graph, against PyTorch's over the full sequence.
 
-    `max_error` is the largest |Δlogit|; `relative_error` the root mean square of Δlogit over the standard
-    deviation of the reference's logits; `limit` bounds the one of them that `measure` names.
+    The errors are those of |Δlogit|, `logit_spread` is the standard deviation of PyTorch's logits. `limit`
+    bounds the `stat`, "max" or "mean", of every single step.
     """
 
     name: str
     steps: int
     max_error: float
-    relative_error: float
+    mean_error: float
+    logit_spread: float
     top1_agreement: float
-    measure: Literal["max_error", "relative_error"]
+    stat: Literal["max", "mean"]
     limit: float
     passed: bool
 
@@ -84,12 +85,13 @@ class Comparison(_Part):
     def failures(self) -> list[str]:
         """One phrase per measure beyond its limit."""
         failed = [
-            f"{s.name}: {s.measure} {getattr(s, s.measure):.3g} > {s.limit:.3g}"
+            f"{s.name}: {s.stat} logit error up to {s.max_error:.3g}, allowed is a {s.stat} of {s.limit:.3g}"
             for s in self.scenarios
             if not s.passed
         ]
         if not self.perplexity.passed:
-            failed.append(f"perplexity ratio {self.perplexity.ratio:.4f} > {self.perplexity.limit:.4f}")
+            ratio, limit = self.perplexity.ratio, self.perplexity.limit
+            failed.append(f"perplexity is {ratio:.4f} times PyTorch's, allowed is {limit:.4f}")
         return failed
 
 

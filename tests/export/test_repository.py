@@ -20,8 +20,8 @@ README = Path(__file__).parents[2] / "model_repository" / "README.md"
 
 def scenario(*, passed: bool) -> Scenario:
     return Scenario(
-        name="full prefill", steps=1, max_error=1e-5, relative_error=1e-6, top1_agreement=1.0,
-        measure="max_error", limit=1e-4, passed=passed,
+        name="full prefill", steps=1, max_error=1e-5, mean_error=1e-6, logit_spread=2.0, top1_agreement=1.0,
+        stat="max", limit=1e-4, passed=passed,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def test_what_did_not_pass_or_is_another_file_is_not_installed(tmp_path: Path) -
     with workspace(tmp_path / "r", "tiny") as work:
         engine, tokenizer = prepare(work, "g1")
         report(engine, request="r1", passed=False)
-        with pytest.raises(ExportError, match=r"full prefill: max_error .* so it is not installed"):
+        with pytest.raises(ExportError, match=r"full prefill: max logit error .* so it is not installed"):
             install(tmp_path / "r", "tiny", engine=engine, tokenizer=tokenizer)
         report(engine, request="r1")
         (engine / "model.onnx").write_text("other")

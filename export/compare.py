@@ -1,0 +1,177 @@
+"""Compares an exported graph with the PyTorch decoder it came from, in every way the engine will run it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pydoc_data.topics import topics
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
+from polygraphy.logger import G_LOGGER
+from tokenizers import Tokenizer
+
+from export.comparison import Experts, Perplexity, Scenario
+from export.errors import ExportError
+from export.formats.imported import ImportedModel
+from export.graph_session import GraphSession, Logits, Tokens
+from export.scenarios import LONGEST, SCENARIOS, Run, padded_prefill, token_by_token
+from export.tolerances import Tolerance
+from training.decoder import Decoder
+
+# (windows, tokens each) of held-out text: many where states are written in place, few where they are copied.
+IN_PLACE_WINDOWS, COPIED_WINDOWS = (8, 256), (2, 64)
+LEAST_TOKENS = 33  # of held-out text: fewer say nothing about quality
+LEAST_LENGTH = 128  # of the context, so that every scenario fits
+EXPERT_TOKENS = 256
+DEFAULT_TEXT = "Python's documentation"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The decoder in float32, over full sequences: the form it was trained in, without state or cache."""
+
+    decoder: Decoder
+
+    def logits(self, tokens: list[int] | Tokens) -> Logits:
+        """Logits (T, V) after each of `tokens` (T,)."""
+        with torch.inference_mode():
+            logits, _ = self.decoder(torch.as_tensor(tokens)[None])
+        values: Logits = logits[0].numpy()
+        return values
+
+
+def compare_graph(
+    graph: GraphSession, model: ImportedModel, *, tolerance: Tolerance, report: Callable[[str], None]
+) -> tuple[list[Scenario], Perplexity, Experts | None]:
+    """Run every scenario and measure perplexity on held-out text.
+
+    `report` is told what runs now. Raises ExportError for a context or a text too short to compare on.
+    """
+    decoder, text = model.decoder.eval(), held_out_tokens(model)
+    if decoder.config.max_length < LEAST_LENGTH:
+        raise ExportError(
+            f"a context of {decoder.config.max_length} tokens is too short to compare: the least is "
+            f"{LEAST_LENGTH}"
+        )
+    reference, scenarios = Reference(decoder), []
+    runs = SCENARIOS if graph.in_place else SCENARIOS | {"padded prefill": padded_prefill}
+    for name, scenario in runs.items():
+        report(name)
+        run = scenario(graph, np.resize(text, LONGEST))
+        scenarios.append(compare_scenario(name, run, reference, tolerance))
+    experts = None
+    if "moe" in decoder.config.ffns:
+        report("every expert")
+        tokens, experts = tokens_for_experts(decoder, text)
+        run = token_by_token(graph, tokens)
+        scenarios.append(compare_scenario("every expert", run, reference, tolerance))
+    report("perplexity")
+    name = DEFAULT_TEXT if model.held_out is None else "the model's own held-out text"
+    return scenarios, measure_perplexity(graph, reference, text, name=name, tolerance=tolerance), experts
+
+
+def held_out_tokens(model: ImportedModel) -> Tokens:
+    """The model's own held-out text as tokens, or else text that every installation has."""
+    text = "\n".join(topics[name] for name in sorted(topics)) if model.held_out is None else model.held_out
+    tokenizer = Tokenizer.from_str(model.tokenizer.tokenizer)
+    tokens = np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int64)
+    if tokens.size < LEAST_TOKENS:
+        raise ExportError(f"the held-out text has {tokens.size} tokens, at least {LEAST_TOKENS} are needed")
+    return tokens
+
+
+def compare_scenario(name: str, run: Run, reference: Reference, tolerance: Tolerance) -> Scenario:
+    """Every observation of `run` against the reference's logits at the same place."""
+    expected = [reference.logits(tokens) for tokens in run.sequences]
+    ours = np.stack([observation.logits for observation in run.observations])
+    theirs = np.stack([expected[o.sequence][o.length - 1] for o in run.observations])
+    errors, spread = np.abs(ours - theirs), float(theirs.std())
+    limit = tolerance.limit if tolerance.stat == "max" else tolerance.limit * spread
+    return Scenario(
+        name=name,
+        steps=len(run.observations),
+        max_error=float(errors.max()),
+        mean_error=float(errors.mean()),
+        logit_spread=spread,
+        top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
+        stat=tolerance.stat,
+        limit=limit,
+        passed=_is_within(ours, theirs, tolerance.stat, limit),
+    )
+
+
+def _is_within(ours: Logits, theirs: Logits, stat: str, limit: float) -> bool:
+    """Polygraphy's verdict, one iteration per observed step."""
+    results = RunResults()
+    for name, logits in (("graph", ours), ("PyTorch", theirs)):
+        steps = [IterationResult(outputs={"logits": row}, runner_name=name) for row in logits]
+        results.append((name, steps))
+    check = CompareFunc.simple(atol=limit, rtol=0, check_error_stat=stat)
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # the numbers are reported once, by us
+        return bool(Comparator.compare_accuracy(results, compare_func=check))
+
+
+def tokens_for_experts(decoder: Decoder, text: Tokens) -> tuple[Tokens, Experts]:
+    """The shortest of a few prefixes of text and random tokens that reaches every expert that any reaches."""
+    config = decoder.config
+    length = min(EXPERT_TOKENS, config.max_length)
+    random = np.random.default_rng(0).integers(config.vocab_size, size=length)
+    tokens = np.where(np.arange(length) % 2, random, np.resize(text, length))
+    routing: list[torch.Tensor] = []
+    with torch.inference_mode():
+        decoder(torch.from_numpy(tokens)[None], routing=routing)
+    chosen = torch.stack(
+        [logits[0].topk(config.experts_per_token).indices for logits in routing]
+    )  # (L, T, k)
+    first = [
+        int((chosen[layer] == expert).any(-1).nonzero()[0])
+        for layer in range(len(routing))
+        for expert in range(config.num_experts)
+        if (chosen[layer] == expert).any()
+    ]
+    return tokens[: max(first) + 1], Experts(reached=len(first), total=len(routing) * config.num_experts)
+
+
+def measure_perplexity(
+    graph: GraphSession, reference: Reference, text: Tokens, *, name: str, tolerance: Tolerance
+) -> Perplexity:
+    """Perplexity of windows spread over `text`, decoded by the graph as one batch, one token at a time."""
+    count, length = IN_PLACE_WINDOWS if graph.in_place else COPIED_WINDOWS
+    windows = cut_windows(text, count, min(length, reference.decoder.config.max_length))
+    inputs, targets = windows[:, :-1], windows[:, 1:]  # (B, T)
+    slots, ours = graph.slots(len(inputs)), []
+    for position, tokens in enumerate(inputs.T):
+        logits = graph.decode(slots, tokens, np.full(len(tokens), position))
+        ours.append(_score(logits, targets[:, position]))
+    losses, choices = (np.stack(part, axis=1) for part in zip(*ours, strict=True))
+    scored = [_score(reference.logits(row), target) for row, target in zip(inputs, targets, strict=True)]
+    true_losses, true_choices = (np.stack(part) for part in zip(*scored, strict=True))
+    perplexity, true_perplexity = float(np.exp(losses.mean())), float(np.exp(true_losses.mean()))
+    ratio = perplexity / true_perplexity
+    return Perplexity(
+        text=name,
+        tokens=targets.size,
+        reference=true_perplexity,
+        graph=perplexity,
+        ratio=ratio,
+        top1_agreement=float((choices == true_choices).mean()),
+        limit=tolerance.perplexity_ratio,
+        passed=ratio <= tolerance.perplexity_ratio,
+    )
+
+
+def cut_windows(text: Tokens, count: int, length: int) -> Tokens:
+    """Up to `count` windows (B, T + 1) of `text`, evenly spread, none overlapping another."""
+    span = min(length, text.size - 1) + 1
+    count = min(count, text.size // span)
+    starts = np.arange(count) * (text.size // count)
+    return np.stack([text[start : start + span] for start in starts])
+
+
+def _score(logits: Logits, targets: Tokens) -> tuple[NDArray[np.float64], Tokens]:
+    """Negative log-likelihood (N,) of `targets` under `logits` (N, V), and the likeliest token (N,)."""
+    wide = logits.astype(np.float64)
+    highest = wide.max(axis=-1)
+    normaliser = highest + np.log(np.exp(wide - highest[:, None]).sum(axis=-1))
+    return normaliser - wide[np.arange(len(targets)), targets], logits.argmax(axis=-1)

@@ -1,0 +1,103 @@
+"""Runs an exported graph step by step on ONNX Runtime, with the states bound as the engine binds them."""
+
+import math
+import mmap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from training.blocks.state import StateSpec
+
+Tokens = NDArray[np.int64]
+Logits = NDArray[np.float32]
+
+
+class Slots:
+    """The states of `count` sequences, one array (count, *shape) per state tensor, zero at first.
+
+    A cache is only ever read up to the length of its sequence, so a used row needs no clearing; a recurrent
+    state does.
+    """
+
+    def __init__(self, specs: Sequence[StateSpec], count: int) -> None:
+        self.specs = specs
+        self.arrays = [_lazy_zeros((count, *spec.shape), spec.dtype) for spec in specs]
+
+    def rows(self, first: int, count: int) -> list[NDArray[Any]]:
+        """The states of `count` rows from `first`; views, no copies."""
+        return [array[first : first + count] for array in self.arrays]
+
+    def reuse(self, row: int) -> None:
+        """Give `row` to a new sequence, as the engine does: what is in a cache stays there."""
+        for spec, array in zip(self.specs, self.arrays, strict=True):
+            if spec.kind == "recurrent":
+                array[row] = 0
+
+
+def _lazy_zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Zeros that take memory only where they are written, so that a long cache costs nothing.
+
+    numpy.zeros would ask for huge pages, and then the first token of a row and head takes 2 MB.
+    """
+    memory = mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)
+
+
+class GraphSession:
+    """One graph; `in_place` binds each present state to the buffer of its past (the ONNX Runtime graph)."""
+
+    def __init__(self, path: Path, specs: Sequence[StateSpec], *, in_place: bool, threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        # Idle workers sleep: PyTorch's own run in turns with these, and spinning ones would take its cores.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self.specs = specs
+        self.in_place = in_place
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._vocab_size: int = self._session.get_outputs()[0].shape[1]
+
+    def slots(self, count: int) -> Slots:
+        """Fresh states for `count` sequences."""
+        return Slots(self.specs, count)
+
+    def append(
+        self, slots: Slots, first: int, tokens: Tokens, positions: Tokens, lengths: Tokens | None = None
+    ) -> Logits:
+        """Append `tokens` (B, T) at `positions` (B, T) to the rows from `first`; logits (B, V) at the last.
+
+        `lengths` (B,) are the valid tokens of each row (default: all).
+        """
+        B, T = tokens.shape
+        lengths = np.full(B, T) if lengths is None else lengths
+        past = slots.rows(first, B)
+        present = past if self.in_place else [np.empty_like(array) for array in past]
+        binding = self._session.io_binding()
+        inputs = {"input_ids": tokens, "positions": positions, "lengths": lengths}
+        held = {name: np.ascontiguousarray(value, np.int64) for name, value in inputs.items()}
+        held |= {spec.past: array for spec, array in zip(self.specs, past, strict=True)}
+        for name, value in held.items():
+            binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
+        for spec, array in zip(self.specs, present, strict=True):
+            binding.bind_output(spec.present, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        logits = np.empty((B, self._vocab_size), np.float32)
+        binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+        self._session.run_with_iobinding(binding)
+        for before, after in zip(past, present, strict=True):
+            if not self.in_place:
+                before[...] = after
+        return logits
+
+    def prefill(self, slots: Slots, row: int, tokens: Tokens, start: int = 0) -> Logits:
+        """Append `tokens` (T,) to one row from position `start`; logits (V,)."""
+        (T,) = tokens.shape
+        row_logits: Logits = self.append(slots, row, tokens[None], np.arange(start, start + T)[None])[0]
+        return row_logits
+
+    def decode(self, slots: Slots, tokens: Tokens, positions: Tokens) -> Logits:
+        """Append one token to each of the first rows: `tokens` (B,) at `positions` (B,); logits (B, V)."""
+        return self.append(slots, 0, tokens[:, None], positions[:, None])

@@ -1,0 +1,31 @@
+"""How far an artifact may be from PyTorch in float32: one table for every engine and scenario."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from export.manifest import Precision
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits of one precision.
+
+    `stat` of |Δlogit| over a step's vocabulary is at most `limit`, for "max" in absolute terms, for "mean" as
+    a share of the standard deviation of the reference's logits. `perplexity_ratio` bounds graph / reference.
+    """
+
+    stat: Literal["max", "mean"]
+    limit: float
+    perplexity_ratio: float
+
+
+TOLERANCES: dict[Precision, Tolerance] = {
+    # The same numbers summed in another order.
+    "fp32": Tolerance("max", 1e-4, 1.0001),
+    # Ten bits of mantissa through every layer.
+    "fp16": Tolerance("mean", 0.02, 1.005),
+    # A wrong cache, mask or position makes logits independent of the right ones, which differ by 1.13 spreads
+    # in the mean: far beyond what rounding does. What rounding costs in quality, the perplexity says.
+    "int8": Tolerance("mean", 0.2, 1.005),
+    "int4": Tolerance("mean", 0.5, 1.03),
+}
