@@ -78,6 +78,7 @@ class EmbeddedServer:
     def stop(self) -> None:
         """Ends the server; afterwards no process and no shared memory of it is left."""
         self._child.stop(GRACE_SECONDS)
+        self._log.end()
         remove_regions(self._shm_prefix)
 
     def _await_live(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from backends.environment import ServerEnvironment, ServerError
 
 PROJECT = Path(__file__).resolve().parent.parent
-EXIT_SECONDS = 5
+EXIT_SECONDS = 3
 
 
 @dataclass(frozen=True)

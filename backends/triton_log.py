@@ -38,17 +38,22 @@ class TritonLog:
         self._thread = threading.Thread(target=self._follow, name="triton-log", daemon=True)
         self._thread.start()
 
+    def end(self) -> None:
+        """Returns when the server's output has been read to its end, or soon after that should have been."""
+        self._thread.join(timeout=1.0)
+
     def last_words(self) -> str:
         """The last lines that say something, once the server has closed its output."""
-        self._thread.join(timeout=1.0)
+        self.end()
         return "\n".join(list(self._lines)[-SHOWN_LINES:])
 
     def _follow(self) -> None:
-        for raw in self._stream:
-            line = raw.rstrip() if self._verbose else essence(raw.rstrip())
-            if line:
-                self._lines.append(line)
-                self._show(line)
+        with self._stream:
+            for raw in self._stream:
+                line = raw.rstrip() if self._verbose else essence(raw.rstrip())
+                if line:
+                    self._lines.append(line)
+                    self._show(line)
 
 
 def essence(line: str) -> str:

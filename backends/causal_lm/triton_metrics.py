@@ -27,7 +27,7 @@ class TritonMetrics:
         self._current: dict[str, float] = {}
         self._observed: list[tuple[str, float]] = []
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics")
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
         self._thread.start()
 
     def add(self, name: str, value: float) -> None:

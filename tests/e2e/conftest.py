@@ -1,0 +1,68 @@
+"""The real embedded Triton, once for all end-to-end tests."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backends.server import EmbeddedServer
+from backends.settings import ServerSettings
+from tests.e2e.tiny_models import PRESETS, export_tiny
+
+
+@dataclass(frozen=True)
+class RunningTriton:
+    """Where a running server answers, and the repository that it serves."""
+
+    server: EmbeddedServer
+    repository: Path
+    grpc: str  # host:port
+    http: str  # URL
+    metrics: str  # URL
+
+
+@contextmanager
+def running_triton(repository: Path) -> Iterator[RunningTriton]:
+    """Serves `repository` on free loopback ports until the block ends."""
+    grpc_port, http_port, metrics_port = free_ports(3)
+    settings = ServerSettings(
+        repository=repository, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port
+    )
+    if not settings.environment.exists():
+        pytest.skip("needs the server's own Python environment, .triton: run `make setup`")
+    with EmbeddedServer(settings) as server:
+        yield RunningTriton(
+            server=server,
+            repository=repository,
+            grpc=f"127.0.0.1:{grpc_port}",
+            http=f"http://127.0.0.1:{http_port}",
+            metrics=f"http://127.0.0.1:{metrics_port}/metrics",
+        )
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on, all held until all are chosen."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+@pytest.fixture(scope="session")
+def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model repository with an attention model and a retention + MoE model, random weights, exported."""
+    scratch = tmp_path_factory.mktemp("tiny")
+    for name in PRESETS:
+        export_tiny(name, repository=scratch / "repository", scratch=scratch)
+    return scratch / "repository"
+
+
+@pytest.fixture(scope="session")
+def triton_server(tiny_repository: Path) -> Iterator[RunningTriton]:
+    """The server that tests share; a test that breaks or changes a server starts one of its own."""
+    with running_triton(tiny_repository) as triton:
+        yield triton
