@@ -64,8 +64,7 @@ def dequantize_blocks(q: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArr
 
 def pack_unsigned(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
     """As ONNX Runtime stores it: plus 2^(bits-1) to be unsigned; of two 4-bit numbers the first lies low."""
-    unsigned = (q.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    if bits == 8:
-        return unsigned
-    packed: NDArray[np.uint8] = unsigned[..., 0::2] | (unsigned[..., 1::2] << 4)
-    return packed
+    unsigned: NDArray[np.uint8] = (q.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
+    if bits == 4:
+        unsigned = unsigned[..., 0::2] + unsigned[..., 1::2] * np.uint8(16)
+    return unsigned

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from export.lowerings.onnxruntime import OnnxRuntime
+from export.lowerings.tensorrt import TensorRT
 from export.onnx_files import save_graph
 from export.tidy import tidy
 from training.blocks.state import State
@@ -19,7 +20,7 @@ from training.decoder import Decoder
 from training.lowering import Lowering, use_lowering
 
 OPSET = 24
-LOWERINGS: dict[str, Lowering] = {"onnxruntime": OnnxRuntime()}
+LOWERINGS: dict[str, Lowering] = {"onnxruntime": OnnxRuntime(), "standard": TensorRT()}
 INPUTS = ("input_ids", "positions", "lengths")
 
 
@@ -38,16 +39,46 @@ class Step(nn.Module):
         return logits.float(), *present
 
 
-def graph_from_decoder(decoder: Decoder, path: Path, *, lowering: Literal["onnxruntime", "standard"]) -> Path:
-    """Write the decoder's serving step to `path`, big weights to `path` + `.data`; returns `path`."""
+def graph_from_decoder(
+    decoder: Decoder,
+    path: Path,
+    *,
+    lowering: Literal["onnxruntime", "standard"],
+    dtype: Literal["float32", "float16"] = "float32",
+) -> Path:
+    """Write the decoder's serving step to `path`, big weights to `path` + `.data`; returns `path`.
+
+    `dtype` is that of weights, activations and `kv` states; logits and `recurrent` states stay float32.
+    Raises ValueError for an unknown lowering, and for float16 where no kernel computes in it.
+    """
+    if lowering not in LOWERINGS:
+        raise ValueError(f"lowering {lowering!r} was given; known: {', '.join(LOWERINGS)}")
+    if dtype == "float16":
+        if lowering == "onnxruntime":
+            raise ValueError(
+                "ONNX Runtime's CPU operators compute in float32: choose int8 or int4 for a smaller model"
+            )
+        decoder = _in_half(decoder)
     model = _trace(decoder, LOWERINGS[lowering])
     return save_graph(tidy(model, decoder.state_dict()), path)
+
+
+def _in_half(decoder: Decoder) -> Decoder:
+    """A float16 copy, whose blocks keep norms, routers and recurrent states in float32 by themselves."""
+    weights = {name: weight.half() for name, weight in decoder.state_dict().items()}
+    return Decoder.from_tensors(decoder.config, weights)
+
+
+def _example_state(decoder: Decoder) -> State:
+    dtype = decoder.embedding.weight.dtype
+    pairs = zip(decoder.state_specs(), decoder.init_state(2), strict=True)
+    return tuple(tensor.to(dtype) if spec.kind == "kv" else tensor for spec, tensor in pairs)
 
 
 def _trace(decoder: Decoder, lowering: Lowering) -> ir.Model:
     specs = decoder.state_specs()
     B, T = torch.export.Dim("B"), torch.export.Dim("T", max=decoder.config.max_length)
-    past = decoder.init_state(2)
+    past = _example_state(decoder)
     example = (torch.zeros(2, 3, dtype=torch.long), torch.arange(3).repeat(2, 1), torch.tensor([3, 3]), past)
     with use_lowering(lowering), torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(

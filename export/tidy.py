@@ -66,8 +66,8 @@ def _name_weights(graph: ir.Graph, names: dict[str, str]) -> None:
     for node in graph.all_nodes():
         traced = PARAMETER.search(node.metadata_props.get(TRACED_CALL, ""))
         weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
-        if traced and weight is not None and weight.is_initializer():
-            weight.name = names[traced[1]]
+        if weight is not None and weight.is_initializer():
+            weight.name = names[traced[1]] if traced else f"{_module_of(node)}.{weight.name}"
     for node in graph.all_nodes():  # a table that is tied to the head is called after the embedding
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and table.is_initializer():
