@@ -13,10 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from training.checkpoint import CheckpointError, load_model
-from training.data.atlas import Atlas
 from training.evaluate import Report, evaluate
 from training.recipes import RECIPES, Recipe, recipe
-from training.run import Interrupted, Run, RunError, read_recipe
+from training.run import Interrupted, Run, RunError, data_of, read_recipe
 from training.tokenizer import load_tokenizer
 from training.trainer import StepReport
 
@@ -54,8 +53,8 @@ def evaluate_command(name: Name, output: Output = None) -> None:
     """Ask a finished model the questions of its three test sets again."""
     directory = output or RUNS / name
     known = read_recipe(directory)
-    data = Atlas(seed=known.seed, num_countries=known.num_countries)
-    report = evaluate(load_model(directory / "production"), load_tokenizer(directory / "production"), data)
+    model = directory / "production"
+    report = evaluate(load_model(model), load_tokenizer(model), data_of(known), num_cases=known.num_cases)
     Console().print(_table(report))
 
 

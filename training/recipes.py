@@ -9,8 +9,8 @@ from training.presets import PRESETS
 class Recipe(BaseModel):
     """A training run as data; the same recipe gives the same weights on the same machine and versions.
 
-    `num_countries` cuts the atlas data set (None: all). The learning rate rises linearly over `warmup_steps`
-    and falls to zero along a cosine at `steps`. `*_every` count steps.
+    `num_countries` and `num_cases` (of each test set) cut the atlas data set, None leaves it whole. The
+    learning rate rises linearly over `warmup_steps` and falls to zero along a cosine at `steps`. `*_every` count steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,6 +23,7 @@ class Recipe(BaseModel):
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat = 1.0
     num_countries: PositiveInt | None = None
+    num_cases: PositiveInt | None = None
     seed: int = 0
     threads: PositiveInt = 2
     log_every: PositiveInt = 10
@@ -41,6 +42,7 @@ def _tiny(preset: str) -> Recipe:
         warmup_steps=10,
         weight_decay=0.05,
         num_countries=6,
+        num_cases=16,
         threads=1,
         log_every=1,
         validate_every=20,

@@ -49,17 +49,17 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 class Run:
     """One run directory with everything in memory to go on. Make one with `start` or `resume`."""
 
-    def __init__(self, directory: Path, recipe: Recipe, tokenizer: Tokenizer) -> None:
+    def __init__(self, directory: Path, recipe: Recipe, tokenizer: Tokenizer, data: Atlas) -> None:
         self.directory = directory
         self.recipe = recipe
         self.tokenizer = tokenizer
-        self.data = Atlas(seed=recipe.seed, num_countries=recipe.num_countries)
+        self.data = data
         self.events = EventLog(directory / "events.jsonl")
         self.best_validation: float | None = None
         self.passed_over: list[str] = []
         torch.manual_seed(recipe.seed)  # before the decoder draws its weights
-        batches = Batches(self.data, tokenizer, batch_size=recipe.batch_size, seed=recipe.seed)
-        validation = validation_batches(self.data.validation(), tokenizer)
+        batches = Batches(data, tokenizer, batch_size=recipe.batch_size, seed=recipe.seed)
+        validation = validation_batches(data.validation()[: recipe.num_cases], tokenizer)
         self.trainer = Trainer(recipe, Decoder(recipe.model), batches, validation)
 
     @classmethod
@@ -69,7 +69,7 @@ class Run:
             raise RunError(
                 f"{directory} exists: continue it with --resume, remove it, or give another --output"
             )
-        data = Atlas(seed=recipe.seed, num_countries=recipe.num_countries)
+        data = data_of(recipe)
         tokenizer = train_tokenizer(training_texts(data), vocab_size=recipe.model.vocab_size)
         model = recipe.model.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
         recipe = recipe.model_copy(update={"model": model})
@@ -78,7 +78,7 @@ class Run:
             (fresh / "tokenizer").mkdir()
             for name, text in tokenizer_files(tokenizer).items():
                 (fresh / "tokenizer" / name).write_text(text, encoding="utf-8")
-        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"))
+        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), data)
         run.events.write("start", steps=recipe.steps, parameters=run.trainer.decoder.num_parameters())
         return run
 
@@ -88,7 +88,8 @@ class Run:
 
         Corrupt checkpoints that were passed over are in the event log. Raises RunError, CheckpointError.
         """
-        run = cls(directory, read_recipe(directory), load_tokenizer(directory / "tokenizer"))
+        recipe = read_recipe(directory)
+        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), data_of(recipe))
         for leftover in directory.rglob(".*.*"):  # what a killed process was still writing
             shutil.rmtree(leftover, ignore_errors=True)
         if snapshot_paths(run.checkpoints):
@@ -164,7 +165,7 @@ class Run:
         self.events.write("checkpoint", step=self.trainer.step, path=path.name)
 
     def _finish(self) -> Report:
-        report = evaluate(self.trainer.decoder, self.tokenizer, self.data)
+        report = evaluate(self.trainer.decoder, self.tokenizer, self.data, num_cases=self.recipe.num_cases)
         text = json.dumps(report.as_json(), indent=2, ensure_ascii=False) + "\n"
         files = {**tokenizer_files(self.tokenizer), "evaluation.json": text}
         save_model(self.production, self.trainer.decoder, companions=files, replace=True)
@@ -182,6 +183,11 @@ def read_recipe(directory: Path) -> Recipe:
         return Recipe.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{path}: {describe_errors(error)}") from error
+
+
+def data_of(recipe: Recipe) -> Atlas:
+    """The data set that a recipe trains on and is tested on."""
+    return Atlas(seed=recipe.seed, num_countries=recipe.num_countries)
 
 
 def training_texts(data: Atlas) -> list[str]:

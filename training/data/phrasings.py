@@ -67,5 +67,5 @@ def _sentence(phrase: str) -> str:
 @cache
 def _texts() -> dict[str, Any]:
     path = resources.files("training.data") / "phrasings.yml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
     return content

@@ -84,5 +84,5 @@ def normalise(text: str) -> str:
 @cache
 def _read(category: str) -> tuple[tuple[str, ...], ...]:
     path = resources.files("chatterbot_corpus") / "data" / "english" / f"{category}.yml"
-    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = yaml.load(path.read_bytes(), Loader=yaml.CSafeLoader)
     return tuple(tuple(str(turn) for turn in turns) for turns in content["conversations"])

@@ -1,0 +1,101 @@
+"""Scores: exact answers only, counted by kind."""
+
+from collections.abc import Sequence
+
+import pytest
+from tokenizers import Tokenizer
+
+from training import evaluate as module
+from training.chat import END, Conversation, Message, ask
+from training.config import ModelConfig
+from training.data.atlas import Atlas, Case
+from training.data.batches import Batches, encode
+from training.decoder import Decoder
+from training.evaluate import answer_all, evaluate, score
+from training.presets import PRESETS
+from training.recipes import recipe
+from training.tokenizer import token_id, train_tokenizer
+from training.trainer import Trainer
+
+CASES = [
+    Case((Message("user", "a?"),), "yes", "letters"),
+    Case((Message("user", "b?"),), "no", "letters"),
+    Case((*ask("a?", "yes"), Message("user", "1?")), "maybe", "digits"),
+]
+TALK = tuple(Conversation((*case.messages, Message("assistant", case.answer))) for case in CASES)
+TOKENIZER = train_tokenizer(["a? yes b? no 1? maybe"], vocab_size=270)
+
+
+class Repeating:
+    """The three conversations, again and again."""
+
+    def conversation(self, index: int) -> Conversation:
+        return TALK[index % len(TALK)]
+
+
+@pytest.fixture(scope="module")
+def trained() -> Decoder:
+    """A tiny model that learned its three answers by heart."""
+    model = ModelConfig(
+        **{**PRESETS["retnet-moe-tiny"].model_dump(), "vocab_size": TOKENIZER.get_vocab_size()}
+    )
+    known = recipe("retnet-moe-tiny").model_copy(update={"model": model, "batch_size": 3})
+    decoder = Decoder(model)
+    trainer = Trainer(known, decoder, Batches(Repeating(), TOKENIZER, batch_size=3, seed=0), [])
+    for _ in range(known.steps):
+        trainer.train_step()
+    return decoder
+
+
+def test_a_model_that_learned_its_cases_answers_them_all_exactly(trained: Decoder) -> None:
+    assert answer_all(trained, TOKENIZER, CASES) == ["yes", "no", "maybe"]
+    result = score(trained, TOKENIZER, CASES)
+    assert (result.right, result.of, result.share) == (3, 3, 1.0)
+    assert result.kinds == {"digits": (1, 1), "letters": (2, 2)}
+    assert not result.mistakes
+
+
+def test_a_longer_or_other_answer_is_wrong_and_reported(trained: Decoder) -> None:
+    cases = [CASES[0], Case(CASES[1].messages, "no!", "letters"), Case(CASES[2].messages, "may", "digits")]
+    result = score(trained, TOKENIZER, cases)
+    assert (result.right, result.of) == (1, 3)
+    assert result.kinds == {"digits": (0, 1), "letters": (1, 2)}
+    assert [(m.question, m.expected, m.given) for m in result.mistakes] == [
+        ("b?", "no!", "no"),
+        ("1?", "may", "maybe"),
+    ]
+
+
+def test_answers_keep_the_order_of_the_cases_whatever_the_batch(
+    trained: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 2)
+    shuffled = [CASES[i] for i in (2, 0, 1, 2, 1)]
+    assert answer_all(trained, TOKENIZER, shuffled) == [case.answer for case in shuffled]
+
+
+def test_the_report_has_three_scores_and_right_examples_of_several_kinds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = Atlas(num_countries=2)
+    right = {case.messages: case.answer for case in data.held_out()}
+
+    def answer(decoder: Decoder, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str]:
+        return [right.get(case.messages, "wrong") for case in cases]
+
+    monkeypatch.setattr(module, "answer_all", answer)
+    report = evaluate(Decoder(PRESETS["retnet-moe-tiny"]), TOKENIZER, data)
+    assert {name: result.share for name, result in report.scores.items()} == {
+        "held_out": 1.0,
+        "unseen_templates": 0.0,
+        "out_of_domain": 0.0,
+    }
+    assert len(report.examples) == module.NUM_EXAMPLES
+    known = {case.messages[-1].content: case.answer for case in data.held_out() if len(case.messages) == 1}
+    assert all(known[example["question"]] == example["answer"] for example in report.examples)
+    assert report.as_json()["scores"]["held_out"]["of"] == len(data.held_out())
+
+
+def test_the_end_token_is_part_of_no_answer(trained: Decoder) -> None:
+    assert token_id(TOKENIZER, END) in encode([TALK[0]], TOKENIZER)[0][0]
+    assert not any(END in answer for answer in answer_all(trained, TOKENIZER, CASES))
