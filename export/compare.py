@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from polygraphy.comparator import Comparator, CompareFunc, IterationResult, RunResults
+from polygraphy.comparator import Comparator, IterationResult, RunResults, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 from tokenizers import Tokenizer
 
@@ -107,7 +107,7 @@ def _is_within(ours: Logits, theirs: Logits, stat: str, limit: float) -> bool:
     for name, logits in (("graph", ours), ("PyTorch", theirs)):
         steps = [IterationResult(outputs={"logits": row}, runner_name=name) for row in logits]
         results.append((name, steps))
-    check = CompareFunc.simple(atol=limit, rtol=0, check_error_stat=stat)
+    check = SimpleCompareFunc(atol=limit, rtol=0, check_error_stat=stat)
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):  # the numbers are reported once, by us
         return bool(Comparator.compare_accuracy(results, compare_func=check))
 

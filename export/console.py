@@ -76,7 +76,7 @@ def outcome_table(options: ExportOptions, outcome: Outcome) -> Table:
     size = sum(file.bytes for file in report.artifact.values())
     rows = {
         "size": f"{size / MEGABYTE:.1f} MB",
-        "max |Δlogit|": f"{worst.max_error:.2g} in {worst.name}, where logits spread by {worst.logit_spread:.2g}",
+        "max |Δlogit|": f"{worst.max_error:.2g} ({worst.name}; logits spread by {worst.logit_spread:.2g})",
         "same first choice": f"{quality.top1_agreement:.1%} of {quality.tokens} tokens",
         "perplexity": f"{quality.graph:.3f}, {quality.ratio - 1:+.2%} on PyTorch's, on {quality.text}",
         "where": str(outcome.directory),

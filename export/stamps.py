@@ -19,8 +19,9 @@ RUNTIMES: dict[Engine, tuple[str, str]] = {
     "tensorrt-rtx": ("tensorrt-rtx", "tensorrt-rtx-cu13"),
 }
 
-# The code that decides what a graph computes.
+# The code that decides what a graph computes and what passes, and what of it does not.
 RECIPE = ("export/**/*.py", "training/blocks/*.py", "training/decoder.py", "training/lowering.py")
+PLUMBING = {"__main__.py", "console.py", "errors.py", "installed.py", "pipeline.py", "workspace.py"}
 
 
 def library_stamps(engine: Engine) -> dict[str, str | int]:
@@ -42,7 +43,8 @@ def _version(distribution: str) -> str:
 
 def recipe_hash() -> str:
     """A hash over the code that decides what a graph computes, so that changed code exports anew."""
-    return hash_files(sorted(path for pattern in RECIPE for path in ROOT.glob(pattern)))
+    files = {path for pattern in RECIPE for path in ROOT.glob(pattern)}
+    return hash_files(sorted(path for path in files if path.name not in PLUMBING))
 
 
 def request_hash(
