@@ -7,15 +7,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import NoReturn
 
 from backends.assemble import assemble
 from backends.child import ChildGroup
 from backends.environment import ServerError, inspect_environment
 from backends.settings import EXIT_SECONDS, ServerSettings, check_settings, command_line, variables_for
 from backends.shared_memory import prefix_for, remove_regions, remove_stale_regions
+from backends.stubs import StubWatch
 from backends.triton_log import TritonLog
 
 POLL_SECONDS = 0.05
+WATCH_SECONDS = 0.5
 # Triton counts EXIT_SECONDS itself, then ends its stubs.
 GRACE_SECONDS = EXIT_SECONDS + 5.0
 
@@ -60,6 +63,7 @@ class EmbeddedServer:
         try:
             self._await_live()
             self.models = self._index()
+            self._stubs = StubWatch(self.pid)
         except BaseException:
             self.stop()
             raise
@@ -70,10 +74,18 @@ class EmbeddedServer:
     ) -> None:
         self.stop()
 
-    def wait(self) -> None:
-        """Returns when the server dies by itself: by raising ServerError with the end of its log."""
-        how = self._child.wait()
-        raise ServerError(f"Triton stopped by itself ({how}), its last words:\n{self._log.last_words()}")
+    def wait(self) -> NoReturn:
+        """Watches the server until it dies, or a model's process does; raises ServerError that says how."""
+        while True:
+            how = self._child.ended()
+            if how:
+                raise ServerError(f"Triton stopped by itself ({how}):\n{self._log.last_words()}")
+            crashed = self._stubs.crashed()
+            if crashed:
+                raise ServerError(
+                    f"the process of {' and '.join(crashed)} crashed; Triton can't go on without it"
+                )
+            time.sleep(WATCH_SECONDS)
 
     def stop(self) -> None:
         """Ends the server; afterwards no process and no shared memory of it is left."""

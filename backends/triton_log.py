@@ -18,6 +18,8 @@ NOISE = re.compile(
             r"[Pp]inned memory",
             r"libcuda\.so",
             r"^Signal \(15\) received\.",
+            # Seen now and then at a stop after many cancelled streams: a leaked request, no harm at an end.
+            r"failed to stop server: Internal - Exit timeout expired",
         )
     )
 )

@@ -1,8 +1,11 @@
 """Triton's side of the engine: requests in, responses out; everything else is in the modules beside."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
+
+import triton_python_backend_utils as pb
 
 from backends.causal_lm.engine import load_engine
 from backends.causal_lm.request import GenerationRequest, RequestError
@@ -10,6 +13,8 @@ from backends.causal_lm.response_sink import ResponseSink
 from backends.causal_lm.settings import EngineSettings
 from backends.causal_lm.tensors import declare, value_of
 from backends.causal_lm.triton_metrics import TritonMetrics
+
+HEALTH_SECONDS = 1.0
 
 
 class TritonPythonModel:
@@ -30,6 +35,16 @@ class TritonPythonModel:
         except BaseException:
             self.metrics.close()
             raise
+        self.finalizing = threading.Event()
+        threading.Thread(target=self.watch, args=(name,), name="health", daemon=True).start()
+
+    def watch(self, name: str) -> None:
+        """Takes the model off the server when its engine has died, so that readiness tells."""
+        while not self.finalizing.wait(HEALTH_SECONDS):
+            if not self.engine.healthy:
+                pb.Logger.log_error(f"the engine of {name} has died; the model is unloaded, load it again")
+                pb.unload_model(name)
+                return
 
     def is_ready(self) -> bool:
         """Asked by Triton 2.66 and later only; see backends/README.md for what older ones do."""
@@ -58,6 +73,7 @@ class TritonPythonModel:
             sink.end_empty()
 
     def finalize(self) -> None:
+        self.finalizing.set()
         self.engine.close()
         self.metrics.close()
 

@@ -34,9 +34,9 @@ async def start(triton: RunningTriton, model: str, request_id: str, **values: ob
     return task
 
 
-def long(prompt: str = "the cat") -> dict[str, object]:
-    """A request that would fill the context: its end is barred."""
-    return {"text_input": prompt, "max_tokens": LONG, "min_tokens": LONG, "temperature": 1.0}
+def long(tokens: int = LONG) -> dict[str, object]:
+    """A request of exactly so many tokens, by default seconds of work: its end is barred."""
+    return {"text_input": "the cat", "max_tokens": tokens, "min_tokens": tokens, "temperature": 1.0}
 
 
 async def test_stop_by_id_ends_a_stream_of_the_ensemble(triton_server: RunningTriton) -> None:
@@ -52,7 +52,7 @@ async def test_stop_by_id_ends_a_stream_of_the_ensemble(triton_server: RunningTr
 
 
 async def test_stop_leaves_the_others_running(triton_server: RunningTriton) -> None:
-    tasks = [await start(triton_server, MODEL, f"one-of-{index}", **long()) for index in range(3)]
+    tasks = [await start(triton_server, MODEL, f"one-of-{index}", **long(1500)) for index in range(3)]
     await generate(triton_server.grpc, ENGINE, "one-of-1", stop=True)
     reasons = [(await task).finish_reason for task in tasks]
     assert reasons == ["length", "cancelled", "length"]
@@ -78,7 +78,7 @@ async def test_more_than_slots_and_queue_hold_is_answered_or_refused_at_once(
 ) -> None:
     answers = await asyncio.gather(
         *(
-            generate(triton_server.grpc, MODEL, f"crowd-{index}", **long())
+            generate(triton_server.grpc, MODEL, f"crowd-{index}", **long(150))
             for index in range(3 * (SLOTS + QUEUE))
         )
     )

@@ -17,6 +17,7 @@ import pytest
 
 from backends.shared_memory import prefix_for
 from tests.e2e.conftest import RunningTriton, free_ports, running_triton
+from tests.e2e.sick_model import SICK, SICKENING, write_sick_model
 from tests.e2e.tiny_models import export_tiny
 from tests.e2e.triton_calls import generate
 
@@ -120,6 +121,33 @@ def test_a_dead_server_ends_the_command_with_its_last_words(own_repository: Path
         assert starter.stderr is not None
         assert "Triton stopped by itself (signal SIGKILL)" in starter.stderr.read()
     assert not [process for process in family if process.is_running()]
+
+
+def test_a_crashed_stub_ends_the_command_because_its_requests_would_hang(own_repository: Path) -> None:
+    with command_line(own_repository) as (starter, family):
+        next(process for process in family if ENGINE in " ".join(process.cmdline()[:2])).kill()
+        assert starter.wait(timeout=30) == 1
+        assert starter.stderr is not None
+        assert f"the process of {ENGINE} crashed" in starter.stderr.read()
+    assert not [process for process in family if process.is_running()]
+
+
+async def test_an_engine_that_died_is_taken_off_the_server_and_can_be_loaded_again(tmp_path: Path) -> None:
+    write_sick_model(tmp_path)
+    with running_triton(tmp_path) as triton:
+        for _ in range(3):
+            failed = await generate(triton.grpc, SICK, input_ids=[SICKENING], max_tokens=1)
+            assert "internal: engine: " in failed.error
+        await until_status(triton, f"/v2/models/{SICK}/ready", 400)
+        assert (await generate(triton.grpc, SICK, input_ids=[1], max_tokens=1)).error
+        assert await control(triton, SICK, "load") == 200
+        assert (await generate(triton.grpc, SICK, input_ids=[1], max_tokens=1)).ids == [4]
+
+
+async def until_status(triton: RunningTriton, path: str, status: int) -> None:
+    async with httpx.AsyncClient(base_url=triton.http, trust_env=False) as client, asyncio.timeout(20):
+        while (await client.get(path)).status_code != status:
+            await asyncio.sleep(0.1)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from training.decoder import Decoder
 from training.presets import preset
 
 PRESETS = {"tiny-attention": "llama-tiny", "tiny-retention": "retnet-moe-tiny"}
-VOCAB_SIZE, MAX_LENGTH = 512, 512
+VOCAB_SIZE, MAX_LENGTH = 512, 4096
 TOKENIZER_CONFIG = '{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos_token": false}'
 
 
