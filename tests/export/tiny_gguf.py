@@ -42,6 +42,7 @@ class TinyLlama:
     head_dim: int = 64
     layers: int = 2
     d_ff: int = 96
+    scale: float = 3.0
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32
     has_head: bool = False
     has_bias: bool = False
@@ -72,7 +73,10 @@ class TinyLlama:
         shapes["output_norm.weight"] = (width,)
         if self.has_head:
             shapes["output.weight"] = (vocabulary, width)
-        scale = {name: 1.0 if len(shape) == 1 else 3 / np.sqrt(shape[-1]) for name, shape in shapes.items()}
+        scale = {
+            name: 1.0 if len(shape) == 1 else self.scale / np.sqrt(shape[-1])
+            for name, shape in shapes.items()
+        }
         values = {n: (rng.standard_normal(s) * scale[n]).astype(np.float32) for n, s in shapes.items()}
         values |= self.extra
         values.pop(self.leave_out, None)
@@ -98,7 +102,7 @@ class TinyLlama:
         return path
 
     def _write_architecture(self, writer: gguf.GGUFWriter) -> None:
-        writer.add_context_length(128)
+        writer.add_context_length(256)
         writer.add_embedding_length(self.heads * self.head_dim)
         if self.leave_out != "llama.block_count":
             writer.add_block_count(self.layers)
