@@ -26,6 +26,7 @@ class ResponseSink:
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
         self._next_check = 0.0
+        self._cancelled = False
         self._wanted = frozenset(request.requested_output_names())
 
     def send(self, output: Output, final: bool) -> None:
@@ -45,10 +46,10 @@ class ResponseSink:
     def is_cancelled(self) -> bool:
         """Whether the client of a direct request has gone; known at most 50 ms later."""
         now = time.monotonic()
-        if now < self._next_check:
-            return False
-        self._next_check = now + SECONDS_BETWEEN_CHECKS
-        return bool(self._sender.is_cancelled())
+        if not self._cancelled and now >= self._next_check:
+            self._next_check = now + SECONDS_BETWEEN_CHECKS
+            self._cancelled = bool(self._sender.is_cancelled())
+        return self._cancelled
 
     def _finish(self, response: Any) -> None:
         self._sender.send(response, pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
