@@ -39,8 +39,7 @@ class OnnxRuntimeRunner:
 
     def _allocate(self, settings: EngineSettings) -> None:
         slots, vocab_size = settings.slots, self._manifest.vocab_size
-        # A prompt's last chunk may be one longer than the limit, see Scheduler.
-        width = max(slots, settings.prefill_tokens + 1)
+        width = max(slots, settings.prefill_tokens)
         self._tokens, self._positions = np.zeros(width, np.int64), np.zeros(width, np.int64)
         self._ones, self._length = np.ones(slots, np.int64), np.ones(1, np.int64)
         self._logits = np.zeros((slots, vocab_size), np.float32)

@@ -7,6 +7,8 @@ from typing import Generic, Protocol, TypeVar
 
 from backends.causal_lm.settings import EngineSettings
 
+_KERNEL_BLOCK = 32  # ONNX Runtime's attention takes twice the head size, a multiple of this
+
 
 class Schedulable(Protocol):
     """What the policy must know of a sequence: its prompt's length and how many tokens its row holds."""
@@ -113,5 +115,8 @@ class Scheduler(Generic[S]):
     def _chunk_size(self, remaining: int) -> int:
         limit = self._settings.interleave_tokens if self.running else self._settings.prefill_tokens
         size = min(remaining, limit)
-        # Kernels treat a lone token apart (other rounding), so a prompt never ends in a chunk of one.
-        return size + 1 if remaining - size == 1 else size
+        # Kernels round otherwise for a token that is alone in a block. A chunk neither holds nor leaves one,
+        # so that the logits do not depend on how a prompt was cut.
+        while size > 1 and (size % _KERNEL_BLOCK == 1 or remaining - size == 1):
+            size -= 1
+        return size

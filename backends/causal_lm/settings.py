@@ -27,7 +27,7 @@ class EngineSettings:
     spinning: bool = True
 
     def __post_init__(self) -> None:
-        lowest = {"slots": 1, "queue_size": 0, "prefill_tokens": 2, "interleave_tokens": 2, "threads": 0}
+        lowest = {"slots": 1, "queue_size": 0, "prefill_tokens": 4, "interleave_tokens": 4, "threads": 0}
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise LoadError(f"parameter {name} is {getattr(self, name)}, allowed is {low} or more")

@@ -1,5 +1,7 @@
 """The state of every sequence: one pool per state tensor, a row per slot."""
 
+import math
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +20,7 @@ class StatePools:
     def __init__(self, states: Sequence[State], slots: int) -> None:
         self.slots = slots
         self.states = tuple(states)
-        self.pools: tuple[NDArray[Any], ...] = tuple(np.zeros((slots, *s.shape), s.dtype) for s in states)
+        self.pools: tuple[NDArray[Any], ...] = tuple(_zeros((slots, *s.shape), s.dtype) for s in states)
 
     def reset(self, row: int) -> None:
         """Make a row fit for a new sequence: a recurrent state starts at zero, `kv` is read by length."""
@@ -33,3 +35,11 @@ class StatePools:
                 pool[target, :, :length] = pool[source, :, :length]
             else:
                 pool[target] = pool[source]
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Zeros in small pages: numpy asks for huge ones, and a row's first token would make its whole row real."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype).reshape(shape)

@@ -179,7 +179,7 @@ def test_a_cancelled_sequence_leaves_before_the_next_step(harness: Harness, dire
 def test_a_request_is_cancelled_wherever_it_is(
     harness: Harness, model_directories: dict[str, Path], where: str, how: str
 ) -> None:
-    engine = harness.start(model_directories["both"], slots=1, prefill_tokens=4, interleave_tokens=2)
+    engine = harness.start(model_directories["both"], slots=1, prefill_tokens=4, interleave_tokens=4)
     held = threading.Semaphore(0)
     stop_at = {"running": "decode", "reading": "prefill", "waiting": "prefill"}[where]
     harness.runner.fail = lambda kind, number: (

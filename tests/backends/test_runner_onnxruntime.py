@@ -1,5 +1,6 @@
 """The bound session against plain runs of the same graph: rows, chunks and batches change no bit."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from onnx import helper
 
 from backends.causal_lm.manifest import LoadError, read_manifest
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.scheduler import Scheduler
 from backends.causal_lm.settings import EngineSettings
 from tests.backends.tiny_graph import MAX_LENGTH, VOCAB_SIZE, write_model
 
@@ -62,6 +64,26 @@ def test_a_prompt_in_chunks_equals_the_prompt_at_once(directory: Path, chunks: l
         logits = runner.prefill(2, TOKENS[position : position + size], position)
         position += size
     assert np.array_equal(logits, whole)
+
+
+@dataclass(eq=False)
+class Prompt:
+    prompt_length: int
+    length: int = 0
+
+
+@pytest.mark.parametrize("length", [2, 5, 31, 33, 34, 40, 65])
+def test_a_prompt_gives_the_same_bits_however_the_scheduler_cuts_it(directory: Path, length: int) -> None:
+    runner, tokens, found = load(directory), np.resize(TOKENS, length), []
+    for limit in (40, 33, 16, 5, 4):
+        policy: Scheduler[Prompt] = Scheduler(EngineSettings(prefill_tokens=limit, interleave_tokens=4))
+        policy.enqueue(Prompt(length))
+        runner.reset(0)
+        while chunk := policy.next_chunk():
+            logits = runner.prefill(0, tokens[chunk.start : chunk.stop], chunk.start).copy()
+            policy.complete(chunk)
+        found.append(logits)
+    assert all(np.array_equal(logits, found[0]) for logits in found)
 
 
 def test_rows_of_different_lengths_decode_as_if_alone(directory: Path) -> None:

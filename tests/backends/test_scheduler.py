@@ -56,25 +56,33 @@ def test_a_burst_fits_slots_and_queue_before_any_of_it_runs() -> None:
         policy.enqueue(Job(3))
 
 
-@pytest.mark.parametrize("length", range(1, 40))
+@pytest.mark.parametrize("limits", [(4, 4), (10, 5), (66, 33), (256, 32), (1000, 100)])
 @pytest.mark.parametrize("beside", [False, True])
-def test_chunks_cover_a_prompt_once_under_the_limit_and_none_is_a_lone_token(
-    length: int, beside: bool
+def test_chunks_cover_a_prompt_once_and_no_token_is_alone_in_a_kernels_block(
+    limits: tuple[int, int], beside: bool
 ) -> None:
+    for length in range(2, 400):
+        policy = scheduler(prefill_tokens=limits[0], interleave_tokens=limits[1])
+        if beside:
+            policy.enqueue(Job(1))
+            read_whole(policy)
+        policy.enqueue(job := Job(length))
+        position = 0
+        while job not in policy.running:
+            chunk = policy.next_chunk()
+            assert chunk is not None
+            assert (chunk.sequence, chunk.row, chunk.start) == (job, int(beside), position)
+            assert 2 <= chunk.stop - chunk.start <= limits[beside]
+            assert all((chunk.stop - chunk.start) % block != 1 for block in (32, 64, 128, 256))
+            position = chunk.stop
+            policy.complete(chunk)
+        assert position == job.length == length
+
+
+def test_a_prompt_of_one_token_is_one_chunk() -> None:
     policy = scheduler()
-    if beside:
-        policy.enqueue(Job(1))
-        read_whole(policy)
-    policy.enqueue(job := Job(length))
-    limit, position = 4 if beside else 10, 0
-    while job not in policy.running:
-        chunk = policy.next_chunk()
-        assert chunk is not None
-        assert (chunk.sequence, chunk.row, chunk.start) == (job, int(beside), position)
-        assert 2 <= chunk.stop - chunk.start <= limit + 1 or length == 1
-        position = chunk.stop
-        policy.complete(chunk)
-    assert position == job.length == length
+    policy.enqueue(job := Job(1))
+    assert read_whole(policy) is job
 
 
 def test_only_one_prompt_is_read_at_a_time() -> None:

@@ -17,7 +17,7 @@ def test_parameters_are_parsed_from_strings() -> None:
         ({"slot": "4"}, "unknown parameter 'slot'; known are slots, queue_size"),
         ({"slots": "four"}, "slots is 'four', an integer is needed"),
         ({"slots": "0"}, "slots is 0, allowed is 1 or more"),
-        ({"prefill_tokens": "1"}, "prefill_tokens is 1, allowed is 2 or more"),
+        ({"prefill_tokens": "3"}, "prefill_tokens is 3, allowed is 4 or more"),
         ({"interleave_tokens": "512"}, "interleave_tokens is 512, allowed is up to prefill_tokens, 256"),
         ({"spinning": "maybe"}, "spinning is 'maybe', allowed are true, false"),
     ],

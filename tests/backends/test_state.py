@@ -1,6 +1,7 @@
 """Rows of the state pools keep what they hold."""
 
 import numpy as np
+import psutil
 
 from backends.causal_lm.manifest import State
 from backends.causal_lm.state import StatePools
@@ -24,6 +25,14 @@ def test_pools_have_a_row_per_slot_in_the_states_dtype() -> None:
         ((4, 2, 8, 3), np.float32),
         ((4, 2, 3, 5), np.float16),
     ]
+
+
+def test_a_long_context_takes_memory_only_where_it_is_written() -> None:
+    resident = psutil.Process().memory_info().rss
+    pools = StatePools([State("kv", "past.0", "present.0", (4, 65536, 64), "float32")] * 4, 8)  # 2 GB
+    for pool in pools.pools:
+        pool[:, :, :10] = 1.0
+    assert psutil.Process().memory_info().rss - resident < 50e6
 
 
 def test_a_move_copies_the_valid_positions_and_the_whole_recurrent_state() -> None:
