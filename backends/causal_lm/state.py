@@ -3,6 +3,7 @@
 import math
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ class StatePools:
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Zeros in small pages: numpy asks for huge ones, and a row's first token would make its whole row real."""
+    """Zeros in small pages: numpy asks for huge ones, and a first token would make its whole row real."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    with suppress(OSError):  # a kernel built without huge pages knows no such advice
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, dtype).reshape(shape)
