@@ -420,13 +420,13 @@ def test_messages_are_spaced_with_the_load_to_fifty_milliseconds(running: int, s
 
 
 class SteppingClock:
-    """A clock that moves one millisecond per reading, so that a test decides what time it is."""
+    """A clock that moves a tenth of a millisecond per reading: what a run takes is the same everywhere."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
-        self.now += 0.001
+        self.now += 0.0001
         return self.now
 
 
@@ -451,7 +451,7 @@ def test_with_many_streams_messages_are_fewer_and_fuller(
     assert {sink.text for sink in sinks} == {sinks[0].text}
     assert sinks[0].outputs[0].num_output_tokens <= 4
     if streams == 16:
-        assert sum(messages) < 16 * 22
+        assert sum(messages) < 16 * 9
 
 
 def test_a_directory_without_a_readable_tokenizer_is_a_load_error(tmp_path: Path) -> None:
