@@ -61,7 +61,10 @@ class Engine:
         self._settings, self._metrics, self._clock = settings, metrics, clock
         self._scheduler: Scheduler[Sequence] = Scheduler(settings)
         self._early_cancels = EarlyCancels()
-        self._failures = 0
+        self._failures = {
+            "prefill": 0,
+            "decode": 0,
+        }  # apart: a prompt that works does not excuse the decoding
         self._gauges: tuple[int, int] | None = None
         # Guards the scheduler's membership and the refusal; the thread computes outside of it.
         self._changed = threading.Condition()
@@ -169,9 +172,9 @@ class Engine:
                 self._runner.reset(chunk.row)
             logits = self._runner.prefill(chunk.row, tokens, chunk.start)
         except Exception as error:
-            self._step_failed([sequence], error)
+            self._step_failed("prefill", [sequence], error)
             return
-        self._failures = 0
+        self._failures["prefill"] = 0
         self._metrics.add("prompt_tokens_total", len(tokens))
         with self._changed:
             whole = self._scheduler.complete(chunk)
@@ -189,9 +192,9 @@ class Engine:
         try:
             logits = self._runner.decode(*next_inputs(sequences))  # [n, V]
         except Exception as error:
-            self._step_failed(sequences, error)
+            self._step_failed("decode", sequences, error)
             return
-        self._failures = 0
+        self._failures["decode"] = 0
         greedy = logits.argmax(axis=1).tolist()
         self._metrics.add("generation_tokens_total", len(sequences))
         # Their tokens come together, so one interval speaks for all (a call of Triton's metrics is not free).
@@ -253,14 +256,14 @@ class Engine:
         for move in moves:
             self._runner.move(move.source, move.target, move.length)
 
-    def _step_failed(self, sequences: list[Sequence], error: Exception) -> None:
+    def _step_failed(self, kind: str, sequences: list[Sequence], error: Exception) -> None:
         """The runtime failed: its sequences end; too often in a row, and so does the engine."""
         _LOGGER.error("a step of %d sequences failed", len(sequences), exc_info=error)
         for sequence in sequences:
             self._fail(sequence, "internal", _internal(error))
-        self._failures += 1
-        if self._failures >= _MAX_FAILURES:
-            self._break(f"{self._failures} steps failed in a row")
+        self._failures[kind] += 1
+        if self._failures[kind] >= _MAX_FAILURES:
+            self._break(f"{self._failures[kind]} {kind} steps failed in a row")
 
     def _break(self, why: str) -> None:
         with self._changed:

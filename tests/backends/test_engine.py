@@ -275,14 +275,31 @@ def test_a_failed_prompt_leaves_the_running_ones_alone(harness: Harness, directo
     assert runs.wait().token_ids == expected
 
 
-def test_three_failed_steps_in_a_row_end_the_engine(harness: Harness, directory: Path) -> None:
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_three_failed_steps_in_a_row_end_the_engine(harness: Harness, directory: Path, kind: str) -> None:
     engine = harness.start(directory)
-    harness.runner.fail = lambda kind, number: True
-    sinks = [ask(engine, PROMPT).wait() for _ in range(3)]
+    harness.runner.fail = lambda called, number: called == kind
+    sinks = [ask(engine, PROMPT, min_tokens=2).wait() for _ in range(3)]
     assert {sink.failure[0] for sink in sinks if sink.failure} == {"internal"}
     late = ask(engine, PROMPT).wait()
-    assert late.failure == ("unavailable", "unavailable: engine: 3 steps failed in a row; reload the model")
+    assert late.failure == (
+        "unavailable",
+        f"unavailable: engine: 3 {kind} steps failed in a row; reload the model",
+    )
     assert not engine.healthy
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_failures_with_a_success_between_do_not_end_the_engine(
+    harness: Harness, directory: Path, kind: str
+) -> None:
+    engine = harness.start(directory)
+    for _ in range(5):
+        harness.runner.fail = lambda called, number: called == kind
+        assert ask(engine, PROMPT, min_tokens=2).wait().failure is not None
+        harness.runner.fail = lambda called, number: False
+        assert ask(engine, PROMPT, max_tokens=3, min_tokens=3).wait().reason == "length"
+    assert engine.healthy
 
 
 def test_a_dead_scheduler_fails_what_is_under_way_and_is_not_healthy(
