@@ -8,7 +8,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-ALIGNMENT = 64  # bytes, a cache line: a weight that is mapped into memory is then used as it lies
+PAGE = 4096  # bytes; a large weight starts on one, to be mapped into memory as it lies
+LARGE = 1 << 16
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -28,7 +29,7 @@ def save_graph(model: ir.Model, path: Path) -> Path:
     """Write `model` to `path` and its weights to `path` + `.data`, whole or not at all; returns `path`."""
     weights = f"{path.name}.data"
     with staged(path) as directory:
-        ir.save(model, directory / path.name, external_data=weights, alignment=ALIGNMENT, align_threshold=0)
+        ir.save(model, directory / path.name, external_data=weights, alignment=PAGE, align_threshold=LARGE)
     return path
 
 

@@ -1,27 +1,26 @@
 """What the exporter leaves behind, put in order: readable names, no detours, no paths of this machine."""
 
 import ast
-import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from torch import Tensor
 
-SCOPES, TRACED_CALL = "pkg.torch.onnx.name_scopes", "pkg.torch.onnx.fx_node"
+SCOPES = "pkg.torch.onnx.name_scopes"
 ROOT = "decoder."
-PARAMETER = re.compile(r"%p_decoder_(\w+)")  # how the tracer spells decoder.layers.0.ffn.down.weight
 
 
-def tidy(model: ir.Model, weight_names: Iterable[str]) -> ir.Model:
+def tidy(model: ir.Model, weights: Mapping[str, Tensor]) -> ir.Model:
     """Name nodes and weights after the decoder's, drop reshapes that cancel, forget where the code lay.
 
-    `weight_names` are the decoder's own. Changes `model` and returns it.
+    `weights` are the decoder's own. Changes `model` and returns it.
     """
     for node in model.graph.all_nodes():
         _skip_cancelling_reshapes(node)
         _shrink_unit_scale(model.graph, node)
-    _name_weights(model.graph, {name.replace(".", "_"): name for name in weight_names})
+    _name_weights(model.graph, weights)
     for node in model.graph.all_nodes():
         node.name = f"{_module_of(node)}/{node.name}".lstrip("/")
     RemoveUnusedNodesPass()(model)
@@ -59,19 +58,30 @@ def _shrink_unit_scale(graph: ir.Graph, node: ir.Node) -> None:
     node.replace_input_with(1, graph.initializers[name])
 
 
-def _name_weights(graph: ir.Graph, names: dict[str, str]) -> None:
+def _name_weights(graph: ir.Graph, weights: Mapping[str, Tensor]) -> None:
     for value in [*graph.initializers.values()]:
         assert value.name is not None
         value.name = value.name.removeprefix(ROOT)
     for node in graph.all_nodes():
-        traced = PARAMETER.search(node.metadata_props.get(TRACED_CALL, ""))
         weight = node.inputs[1] if node.op_type in ("MatMul", "Gemm") else None
-        if weight is not None and weight.is_initializer():
-            weight.name = names[traced[1]] if traced else f"{_module_of(node)}.{weight.name}"
+        if weight is not None and weight.const_value is not None:
+            weight.name = _original_name(_module_of(node), weight.const_value, weights)
     for node in graph.all_nodes():  # a table that is tied to the head is called after the embedding
         table = node.inputs[0] if node.op_type == "Gather" else None
         if table is not None and table.is_initializer():
             table.name = f"{_module_of(node)}.weight"
+
+
+def _original_name(module: str, folded: ir.TensorProtocol, weights: Mapping[str, Tensor]) -> str:
+    """Which of the module's weights was folded, transposed or cast, into this constant."""
+    values = folded.numpy()
+    return next(
+        name
+        for name, weight in weights.items()
+        if name.startswith(f"{module}.")
+        and sorted(weight.shape) == sorted(values.shape)
+        and weight.flatten()[0] == values.flat[0]
+    )
 
 
 def _module_of(node: ir.Node) -> str:
