@@ -45,7 +45,7 @@ def train(
     with _stop_on_signal() as should_stop, _progress(console, run) as on_step:
         report = run.complete(should_stop=should_stop, on_step=on_step)
     console.print(_table(report))
-    console.print(f"Model: {run.production}")
+    console.print(f"Model: {run.production}", soft_wrap=True)
 
 
 @app.command("evaluate")
@@ -66,9 +66,11 @@ def _say_where(console: Console, run: Run) -> None:
     done, steps = run.trainer.step, run.recipe.steps
     size = run.trainer.decoder.num_parameters() / 1e6
     begin = f"Resuming after step {done} of {steps}" if done else f"Training for {steps} steps"
-    console.print(f"{begin}: {size:.2f} M parameters, {run.recipe.threads} threads, in {run.directory}")
+    console.print(
+        f"{begin}: {size:.2f} M parameters, {run.recipe.threads} threads, in {run.directory}", soft_wrap=True
+    )
     for reason in run.passed_over:
-        console.print(f"Passed over a checkpoint: {reason}")
+        console.print(f"Passed over a checkpoint: {reason}", soft_wrap=True)
 
 
 @contextmanager
@@ -118,7 +120,7 @@ def main() -> None:
         Console(stderr=True).print(f"Stopped after step {stop.step} and saved. Continue with --resume.")
         raise SystemExit(STOPPED) from None
     except (RunError, CheckpointError, KeyError, FloatingPointError) as error:
-        Console(stderr=True).print(str(error.args[0]), style="red", markup=False)
+        Console(stderr=True).print(str(error.args[0]), style="red", markup=False, soft_wrap=True)
         raise SystemExit(1) from None
 
 

@@ -10,7 +10,8 @@ class Recipe(BaseModel):
     """A training run as data; the same recipe gives the same weights on the same machine and versions.
 
     `num_countries` and `num_cases` (of each test set) cut the atlas data set, None leaves it whole. The
-    learning rate rises linearly over `warmup_steps` and falls to zero along a cosine at `steps`. `*_every` count steps.
+    learning rate rises linearly over `warmup_steps` and falls to zero along a cosine at `steps`.
+    `*_every` count steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

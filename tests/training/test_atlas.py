@@ -8,7 +8,7 @@ import pytest
 
 from training.chat import Conversation, Message
 from training.data.atlas import Atlas, Case, deal
-from training.data.augmentation import mistreat
+from training.data.augmentation import distract, mistreat
 from training.data.geography import load_facts
 from training.data.out_of_domain import REFUSAL, refusals_to_test, refusals_to_train
 from training.data.phrasings import phrasings, same_again, trained_follow_ups, trained_phrasings
@@ -43,7 +43,7 @@ def answers(conversation: Conversation) -> list[str]:
         "The Bahamas is in North America.",
         "The currency of Japan is the Yen (JPY).",
         "The languages of Belgium are Dutch, French and German.",
-        "The language of Cuba is Spanish.",
+        "The language of Chile is Spanish.",
         "Portugal borders Spain.",
         "Australia has no land borders.",
         "France has about 67 million people.",
@@ -88,7 +88,7 @@ def test_every_fact_and_every_small_talk_is_answered_in_every_epoch(
 def test_training_holds_all_kinds_of_conversations(trained: list[Conversation]) -> None:
     turns = Counter(len(questions(conversation)) for conversation in trained)
     assert turns[1] > len(trained) / 2
-    assert turns[2] > len(trained) / 5
+    assert min(turns[2], turns[3]) > len(trained) / 15
     assert 0.04 < sum(conversation.is_plain for conversation in trained) / len(trained) < 0.08
     assert any(conversation.messages[0].role == "system" for conversation in trained)
 
@@ -209,4 +209,21 @@ def test_mistreated_questions_vary_yet_never_swap_letters_of_the_alphabet() -> N
 
 def test_words_too_short_to_mistype_stay() -> None:
     rng = Random(0)
-    assert {mistreat("OK", rng).lower().replace("ok", "") for _ in range(50)} >= {""}
+    assert all("ok" in mistreat("OK", rng).lower() for _ in range(200))
+
+
+def test_distraction_adds_words_and_takes_none_away() -> None:
+    rng = Random(0)
+    variants = {distract("{subject} currency", ("cheese", "why"), rng) for _ in range(500)}
+    assert {"{subject} currency", "{subject} cheese currency", "why {subject} currency"} <= variants
+    assert {" ".join(w for w in v.split() if w not in ("cheese", "why")) for v in variants} == {
+        "{subject} currency"
+    }
+
+
+def test_distracting_words_are_in_no_phrasing_and_no_fact(atlas: Atlas) -> None:
+    for relation, ways in phrasings().items():
+        for phrase in (*trained_phrasings(relation), *ways.its, *same_again()):
+            assert not set(normalise(phrase).split()) & set(atlas._distractors)
+    for fact in atlas.facts:
+        assert not set(normalise(fact.answer).split()) & set(atlas._distractors)

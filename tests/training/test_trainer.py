@@ -120,6 +120,17 @@ def test_the_report_tells_load_per_expert_and_tokens() -> None:
     assert report.learning_rate == pytest.approx(learning_rate(trainer.recipe, 0))
 
 
+def test_the_routers_losses_are_learned_too() -> None:
+    known = small()
+    model = {"balance_coefficient": 0.0, "z_coefficient": 0.0}
+    without = build(small(model={**known.model.model_dump(), **model}))
+    with_losses = build(known)
+    assert without.train_step().routing_loss == 0
+    with_losses.train_step()
+    router = "exp_avg/layers.0.ffn.router.weight"
+    assert not torch.allclose(with_losses.tensors()[router], without.tensors()[router], rtol=1e-3)
+
+
 def test_only_matrices_decay() -> None:
     trainer = build(small(weight_decay=0.3))
     decayed, kept = trainer._optimizer.param_groups
@@ -148,6 +159,7 @@ def test_a_restored_trainer_goes_on_bit_identically() -> None:
         torch.manual_seed(99)
         second = build(known.model_copy(update={"seed": 7}))
         second.restore(5, saved)
+        assert torch.equal(torch.get_rng_state(), saved["random"])
         resumed = [second.train_step().loss for _ in range(7)]
     assert resumed == losses[5:]
     for name, tensor in straight.tensors().items():

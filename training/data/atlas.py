@@ -7,14 +7,14 @@ never trained.
 
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import Random
 from typing import TypeVar
 
 from training.chat import Conversation, Message, ask
-from training.data.augmentation import mistreat
+from training.data.augmentation import distract, mistreat
 from training.data.geography import Fact, load_facts
 from training.data.out_of_domain import REFUSAL, refusals_to_test, refusals_to_train
 from training.data.phrasings import phrasings, same_again, trained_follow_ups, trained_phrasings
@@ -23,7 +23,8 @@ from training.data.small_talk import normalise, small_talk
 HELD_OUT_IN = 8  # one pair of eight
 NUM_SINGLE, NUM_FOLLOW_UP, NUM_UNSEEN, NUM_VALIDATION = 400, 200, 512, 256
 REFUSAL_EPOCHS = 3  # one refusal of three per epoch
-PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.27, 0.06, 0.08
+PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.28, 0.05, 0.05
+MOST_FOLLOW_UPS = 2
 SYSTEM = 0.05
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Atlas.", "Answer briefly.")
 
@@ -81,7 +82,9 @@ class Atlas:
         self._items = {fact: Item(trained, fact.answer, fact) for fact, (trained, _) in dealt.items()}
         self._held_out = [(fact, phrase) for fact, (_, held_out) in dealt.items() for phrase in held_out]
         self._talk = tuple(Item((q,), a) for q, a in small_talk().items())
-        self._refusals = tuple(Item((q,), REFUSAL) for kind in refusals_to_train().values() for q in kind)
+        refused = refusals_to_train()
+        self._refusals = tuple(Item((q,), REFUSAL) for kind in refused.values() for q in kind)
+        self._distractors = _distractors((*small_talk(), *refused["topics"], *refused["trivia"]))
         self._deck = lru_cache(maxsize=2)(self._shuffled)
 
     @property
@@ -106,28 +109,47 @@ class Atlas:
     def _converse(self, item: Item, rng: Random) -> Conversation:
         draw = rng.random()
         if draw < PLAIN:
-            return Conversation(_turns(item, rng), is_plain=True)
+            return Conversation(self._turns(item, rng), is_plain=True)
         system = (Message("system", rng.choice(SYSTEM_PROMPTS)),) if rng.random() < SYSTEM else ()
         return Conversation((*system, *self._turns_by(draw - PLAIN, item, rng)))
 
     def _turns_by(self, draw: float, item: Item, rng: Random) -> tuple[Message, ...]:
-        fact = item.fact
-        if fact is not None and draw < FOLLOW_UP + SAME:
-            is_same = draw >= FOLLOW_UP
-            before = self._before(fact, rng, is_same=is_same)
-            phrases, _ = deal(fact, same_again() if is_same else trained_follow_ups(fact.relation))
-            if before is not None and phrases:
-                question = rng.choice(phrases).format(subject=fact.subject)
-                return (*_turns(self._items[before], rng), *ask(mistreat(question, rng), fact.answer))
+        if item.fact is not None and draw < FOLLOW_UP:
+            return self._follow_ups(item.fact, rng)
+        if item.fact is not None and draw < FOLLOW_UP + SAME:
+            return self._same_again(item.fact, rng)
         if draw < FOLLOW_UP + SAME + UNRELATED:
-            return (*_turns(rng.choice(self._deck(0)), rng), *_turns(item, rng))
-        return _turns(item, rng)
+            return (*self._turns(rng.choice(self._deck(0)), rng), *self._turns(item, rng))
+        return self._turns(item, rng)
 
-    def _before(self, fact: Fact, rng: Random, *, is_same: bool) -> Fact | None:
-        """A fact to talk about first: of the same relation, or of the same country."""
-        group = self._same_relation[fact.relation] if is_same else self._same_country[fact.country]
-        others = [other for other in group if other != fact and (is_same or names_country(other))]
-        return rng.choice(others) if others else None
+    def _turns(self, item: Item, rng: Random) -> tuple[Message, Message]:
+        if item.fact is None:
+            return ask(mistreat(item.questions[0], rng), item.answer)
+        return self._say(rng.choice(item.questions), item.fact, rng)
+
+    def _say(self, phrase: str, fact: Fact, rng: Random) -> tuple[Message, Message]:
+        question = distract(phrase, self._distractors, rng).format(subject=fact.subject)
+        return ask(mistreat(question, rng), fact.answer)
+
+    def _follow_ups(self, fact: Fact, rng: Random) -> tuple[Message, ...]:
+        """Up to MOST_FOLLOW_UPS questions on the country of a first one, the last of them about `fact`."""
+        others = [f for f in self._same_country[fact.country] if f != fact and f.relation != "city"]
+        first, *between = rng.sample(others, min(len(others), rng.randint(1, MOST_FOLLOW_UPS)))
+        turns: tuple[Message, ...] = self._turns(self._items[first], rng)
+        for asked in (*between, fact):
+            phrases, _ = deal(asked, trained_follow_ups(asked.relation))
+            # Nothing follows up on a capital or city: it is named, as in a first question.
+            phrase = rng.choice(phrases or self._items[asked].questions)
+            turns = (*turns, *self._say(phrase, asked, rng))
+        return turns
+
+    def _same_again(self, fact: Fact, rng: Random) -> tuple[Message, ...]:
+        """A question, then the same of `fact`'s subject: "And Peru?"."""
+        phrases, _ = deal(fact, same_again())
+        before = rng.choice(self._same_relation[fact.relation])
+        if before == fact or not phrases:
+            return self._turns(self._items[fact], rng)
+        return (*self._turns(self._items[before], rng), *self._say(rng.choice(phrases), fact, rng))
 
     def held_out(self) -> tuple[Case, ...]:
         """Pairs never trained together, while fact and phrasing are trained apart."""
@@ -144,9 +166,8 @@ class Atlas:
         return (*(_single_turn(*pair) for pair in pairs), *_sample(follow_ups, NUM_FOLLOW_UP, rng))
 
     def _follow_up_cases(self, fact: Fact, rng: Random) -> list[Case]:
-        before = self._before(fact, rng, is_same=False)
-        if before is None:
-            return []
+        others = [f for f in self._same_country[fact.country] if f != fact and f.relation != "city"]
+        before = rng.choice(others)
         question = rng.choice(self._items[before].questions).format(subject=before.subject)
         context = ask(question, before.answer)
         _, held_out = deal(fact, trained_follow_ups(fact.relation))
@@ -178,15 +199,13 @@ def _facts_of(num_countries: int | None) -> tuple[Fact, ...]:
     return tuple(fact for fact in facts if fact.country in kept)
 
 
-def _turns(item: Item, rng: Random) -> tuple[Message, Message]:
-    subject = item.fact.subject if item.fact else ""
-    question = rng.choice(item.questions)
-    return ask(mistreat(question.format(subject=subject) if item.fact else question, rng), item.answer)
-
-
-def names_country(fact: Fact) -> bool:
-    """Whether the fact's question or answer names its country, so that "its" can follow."""
-    return fact.relation != "city"
+def _distractors(questions: Iterable[str]) -> tuple[str, ...]:
+    """The words of `questions` in no phrasing or fact: strewn into one question, they make no other."""
+    asked = [p for r in phrasings() for p in (*trained_phrasings(r), *trained_follow_ups(r), *same_again())]
+    told = [f"{fact.subject} {fact.answer}" for fact in load_facts()]
+    used = {word for text in (*asked, *told) for word in normalise(text).split()}
+    words = {word for question in questions for word in normalise(question).split()}
+    return tuple(sorted(word for word in words - used if word.isalpha() and word.isascii()))
 
 
 def _single_turn(fact: Fact, phrase: str) -> Case:

@@ -1,8 +1,10 @@
 """What people do to a question when they type it: small words around it, case, slips of the finger."""
 
+from collections.abc import Sequence
 from random import Random
 
-HEAD, TAIL, FILLER = 0.15, 0.12, 0.15
+HEAD, TAIL = 0.15, 0.12
+DISTRACTED, MOST_DISTRACTIONS = 0.25, 3
 LOWER, UPPER, BARE, TYPO = 0.2, 0.03, 0.2, 0.12
 SHORTEST_MISTYPED = 5
 
@@ -23,30 +25,19 @@ TAILS = (
         "I keep forgetting.",
     ),
 )
-FILLERS = (
-    *("really", "actually", "exactly", "now", "today", "then", "again", "just", "maybe", "also", "currently"),
-    *(
-        "officially",
-        "still",
-        "ever",
-        "usually",
-        "normally",
-        "mostly",
-        "simply",
-        "perhaps",
-        "surely",
-        "kindly",
-    ),
-    *("honestly", "precisely", "generally", "sort of", "you know", "for example", "in fact", "after all"),
-)
+
+
+def distract(phrasing: str, words: Sequence[str], rng: Random) -> str:
+    """`phrasing` with some of `words` strewn in at times: unknown words are to be passed over."""
+    parts = phrasing.split(" ")
+    if rng.random() < DISTRACTED:
+        for _ in range(rng.randint(1, MOST_DISTRACTIONS)):
+            parts.insert(rng.randrange(len(parts) + 1), rng.choice(words))
+    return " ".join(parts)
 
 
 def mistreat(text: str, rng: Random) -> str:
     """`text` as a hurried person might type it; often as it is."""
-    if rng.random() < FILLER:
-        words = text.split(" ")
-        words.insert(rng.randrange(len(words)), rng.choice(FILLERS))
-        text = " ".join(words)
     if rng.random() < HEAD:
         text = f"{rng.choice(HEADS)} {text[:1].lower()}{text[1:]}"
     if rng.random() < TYPO:

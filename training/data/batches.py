@@ -14,7 +14,7 @@ from training.chat import PAD, Conversation, segments
 from training.tokenizer import token_id
 
 IGNORED = -100  # cross entropy's default: no loss here
-BATCHES_PER_GROUP = 8
+BATCHES_PER_GROUP = 16
 
 
 class Source(Protocol):
