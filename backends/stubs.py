@@ -17,7 +17,7 @@ class StubWatch:
     def __init__(self, server: int, processes: Path = PROCESSES) -> None:
         self._server = server
         self._processes = processes
-        self._models: dict[int, str] = {}
+        self.models: dict[int, str] = {}
         self._zombies: dict[int, int] = {}
         self._children()
 
@@ -26,7 +26,7 @@ class StubWatch:
         zombies = [child for child in self._children() if self._is_zombie(child)]
         self._zombies = {child: self._zombies.get(child, 0) + 1 for child in zombies}
         return [
-            self._models.get(child, "a model")
+            self.models.get(child, "a model")
             for child, looks in self._zombies.items()
             if looks >= SEEN_TWICE
         ]
@@ -39,7 +39,7 @@ class StubWatch:
         for child in children:
             arguments = read(self._processes / str(child) / "cmdline").split("\0")
             if len(arguments) > INSTANCE_ARGUMENT:
-                self._models[child] = arguments[INSTANCE_ARGUMENT].removesuffix("_0_0")
+                self.models[child] = arguments[INSTANCE_ARGUMENT].removesuffix("_0_0")
         return children
 
     def _is_zombie(self, child: int) -> bool:

@@ -2,11 +2,13 @@
 
 import io
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -58,14 +60,11 @@ def test_a_missing_repository_is_named(tmp_path: Path) -> None:
 def test_the_command_prints_one_sentence_and_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main(["serve", "--repository", str(tmp_path), "--environment", str(tmp_path / "none"), *free()])
+    code = main(
+        ["serve", "--repository", str(tmp_path), "--environment", str(tmp_path / "none"), *named_ports()]
+    )
     assert code == 1
     assert "no server environment at" in capsys.readouterr().err
-
-
-def free() -> list[str]:
-    """Ports that nothing asks for: the command fails before it listens."""
-    return ["--grpc-port", "9191", "--http-port", "9192", "--metrics-port", "9193"]
 
 
 def test_the_server_python_comes_first_and_the_starters_variables_do_not_leak() -> None:
@@ -160,9 +159,62 @@ def test_a_server_that_never_gets_ready_is_stopped(tmp_path: Path, monkeypatch: 
 
 
 def quick_settings(tmp_path: Path) -> ServerSettings:
+    grpc_port, http_port, metrics_port = free_ports(3)
     return ServerSettings(
-        repository=tmp_path, grpc_port=9194, http_port=9195, metrics_port=9196, ready_seconds=0.3
+        repository=tmp_path,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+        ready_seconds=0.3,
     )
+
+
+def free_ports(count: int) -> list[int]:
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def named_ports() -> list[str]:
+    grpc_port, http_port, metrics_port = map(str, free_ports(3))
+    return ["--grpc-port", grpc_port, "--http-port", http_port, "--metrics-port", metrics_port]
+
+
+# Answers as Triton does while it starts, then does what it is told to.
+SHORT_LIFE = """
+import http.server, subprocess, sys
+class Answer(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.answer(b"")
+    def do_POST(self): self.answer(b'[{"name": "m", "version": "1", "state": "READY"}]')
+    def log_message(self, *arguments): pass
+    def answer(self, body):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = http.server.HTTPServer(("127.0.0.1", PORT), Answer)
+server.handle_request()
+server.handle_request()
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "end"),
+    [
+        ("print('out of luck'); sys.exit(3)", r"(?s)Triton stopped by itself \(exit code 3\).*out of luck"),
+        ("child = subprocess.Popen(['true']); server.serve_forever()", "the process of a model crashed"),
+    ],
+    ids=["it dies", "a stub dies"],
+)
+def test_the_command_tells_of_the_models_and_then_of_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], then: str, end: str
+) -> None:
+    ports = named_ports()
+    fake_server(monkeypatch, SHORT_LIFE.replace("PORT", ports[3]) + then)
+    assert main(["serve", "--repository", str(tmp_path), *ports]) == 1
+    told = capsys.readouterr().err
+    assert "  m version 1: ready\nTriton is ready: gRPC 127.0.0.1" in told
+    assert re.search(end, told)
 
 
 def fake_server(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -221,7 +273,8 @@ def test_a_crashed_stub_is_found_and_a_reaped_one_is_not() -> None:
     watch = StubWatch(os.getpid())
     like_a_stub = [sys.executable, "-c", "import time; time.sleep(60)", *"34567", "model_engine_0_0"]
     with subprocess.Popen(like_a_stub) as crashed:
-        assert watch.crashed() == []
+        while crashed.pid not in watch.models:
+            assert watch.crashed() == []
         os.kill(crashed.pid, signal.SIGKILL)
         while psutil.Process(crashed.pid).status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
