@@ -31,7 +31,7 @@ def export(
     repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
     output: Annotated[
         Path | None,
-        typer.Option(help="Where a TensorRT artifact goes (default: build/NAME-ENGINE-PRECISION)."),
+        typer.Option(help="Where a TensorRT artifact goes (default: build/MODEL-ENGINE-PRECISION)."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Export anew, even if nothing has changed.")] = False,
 ) -> None:

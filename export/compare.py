@@ -19,8 +19,8 @@ from export.scenarios import LONGEST, SCENARIOS, Run, padded_prefill, token_by_t
 from export.tolerances import Tolerance
 from training.decoder import Decoder
 
-# (windows, tokens each) of held-out text: many where states are written in place, few where they are copied.
-IN_PLACE_WINDOWS, COPIED_WINDOWS = (8, 256), (2, 64)
+# (windows, tokens each) of held-out text; few where attention reads the whole cache, full or not.
+FUSED_WINDOWS, STANDARD_WINDOWS = (8, 256), (2, 64)
 LEAST_TOKENS = 33  # of held-out text: fewer say nothing about quality
 LEAST_LENGTH = 128  # of the context, so that every scenario fits
 EXPERT_TOKENS = 256
@@ -55,7 +55,7 @@ def compare_graph(
             f"{LEAST_LENGTH}"
         )
     reference, scenarios = Reference(decoder), []
-    runs = SCENARIOS if graph.in_place else SCENARIOS | {"padded prefill": padded_prefill}
+    runs = SCENARIOS if graph.is_fused else SCENARIOS | {"padded prefill": padded_prefill}
     for name, scenario in runs.items():
         report(name)
         run = scenario(graph, np.resize(text, LONGEST))
@@ -137,7 +137,7 @@ def measure_perplexity(
     graph: GraphSession, reference: Reference, text: Tokens, *, name: str, tolerance: Tolerance
 ) -> Perplexity:
     """Perplexity of windows spread over `text`, decoded by the graph as one batch, one token at a time."""
-    count, length = IN_PLACE_WINDOWS if graph.in_place else COPIED_WINDOWS
+    count, length = FUSED_WINDOWS if graph.is_fused else STANDARD_WINDOWS
     windows = cut_windows(text, count, min(length, reference.decoder.config.max_length))
     inputs, targets = windows[:, :-1], windows[:, 1:]  # (B, T)
     slots, ours = graph.slots(len(inputs)), []

@@ -72,6 +72,7 @@ class Comparison(_Part):
     request: str
     artifact: dict[str, FileHash]
     reference: str
+    ran_on: str
     scenarios: tuple[Scenario, ...]
     perplexity: Perplexity
     experts: Experts | None

@@ -56,11 +56,8 @@ def print_outcome(options: ExportOptions, outcome: Outcome, console: Console | N
     """One sentence if nothing was to be done, else the table of what the export measured."""
     console = console or Console()
     if not outcome.is_new:
-        console.print(
-            f"{options.model} ({options.precision}, {options.engine}) is installed and unchanged: "
-            f"{outcome.directory}",
-            soft_wrap=True,
-        )
+        what = f"{options.model} ({options.precision}, {options.engine})"
+        console.print(f"{what} is there and unchanged: {outcome.directory}", soft_wrap=True)
         return
     console.print(outcome_table(options, outcome))
     if outcome.note:

@@ -2,11 +2,12 @@
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -19,13 +20,15 @@ Logits = NDArray[np.float32]
 class Slots:
     """The states of `count` sequences, one array (count, *shape) per state tensor, zero at first.
 
+    `dtypes` are those of the graph, which for a cache may be narrower than the decoder's own.
+
     A cache is only ever read up to the length of its sequence, so a used row needs no clearing; a recurrent
     state does.
     """
 
-    def __init__(self, specs: Sequence[StateSpec], count: int) -> None:
+    def __init__(self, specs: Sequence[StateSpec], dtypes: Mapping[str, str], count: int) -> None:
         self.specs = specs
-        self.arrays = [_lazy_zeros((count, *spec.shape), spec.dtype) for spec in specs]
+        self.arrays = [_lazy_zeros((count, *spec.shape), dtypes[spec.past]) for spec in specs]
 
     def rows(self, first: int, count: int) -> list[NDArray[Any]]:
         """The states of `count` rows from `first`; views, no copies."""
@@ -48,22 +51,36 @@ def _lazy_zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
     return np.frombuffer(memory, dtype).reshape(shape)
 
 
-class GraphSession:
-    """One graph; `in_place` binds each present state to the buffer of its past (the ONNX Runtime graph)."""
+def input_dtypes(path: Path) -> dict[str, str]:
+    """The numpy name of each input's type in the graph at `path`; reads no weights."""
+    inputs = onnx.load(path, load_external_data=False).graph.input
+    types = {value.name: value.type.tensor_type.elem_type for value in inputs}
+    return {name: onnx.helper.tensor_dtype_to_np_dtype(kind).name for name, kind in types.items()}
 
-    def __init__(self, path: Path, specs: Sequence[StateSpec], *, in_place: bool, threads: int = 0) -> None:
+
+class GraphSession:
+    """One graph. `is_fused` is ONNX Runtime's own graph, not the one in standard operators.
+
+    Caches are always written in place; recurrent states only by the fused graph, whose operator allows it.
+    """
+
+    def __init__(self, path: Path, specs: Sequence[StateSpec], *, is_fused: bool, threads: int = 0) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         # Idle workers sleep: PyTorch's own run in turns with these, and spinning ones would take its cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not is_fused:
+            # TensorRT's graph as it is written, not as this CPU would fuse it.
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self.specs = specs
-        self.in_place = in_place
+        self.is_fused = is_fused
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.dtypes = input_dtypes(path)
         self._vocab_size: int = self._session.get_outputs()[0].shape[1]
 
     def slots(self, count: int) -> Slots:
         """Fresh states for `count` sequences."""
-        return Slots(self.specs, count)
+        return Slots(self.specs, self.dtypes, count)
 
     def append(
         self, slots: Slots, first: int, tokens: Tokens, positions: Tokens, lengths: Tokens | None = None
@@ -75,7 +92,10 @@ class GraphSession:
         B, T = tokens.shape
         lengths = np.full(B, T) if lengths is None else lengths
         past = slots.rows(first, B)
-        present = past if self.in_place else [np.empty_like(array) for array in past]
+        present = [
+            array if self.is_fused or spec.kind == "kv" else np.empty_like(array)
+            for spec, array in zip(self.specs, past, strict=True)
+        ]
         binding = self._session.io_binding()
         inputs = {"input_ids": tokens, "positions": positions, "lengths": lengths}
         held = {name: np.ascontiguousarray(value, np.int64) for name, value in inputs.items()}
@@ -88,7 +108,7 @@ class GraphSession:
         binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         for before, after in zip(past, present, strict=True):
-            if not self.in_place:
+            if before is not after:
                 before[...] = after
         return logits
 

@@ -32,11 +32,15 @@ def installed_request(repository: Path, model: str) -> str | None:
     parts = [repository / name for name in (model, tokenizer_name(model), engine_name(model))]
     if not all((part / CONFIG).is_file() and latest_version(part) for part in parts):
         return None
-    engine = installed_engine(repository, model)
+    return artifact_request(installed_engine(repository, model))
+
+
+def artifact_request(directory: Path) -> str | None:
+    """The request hash of the compared artifact in `directory`; None if there is none, or not the whole."""
     try:
-        comparison = read_comparison(engine)
+        comparison = read_comparison(directory)
     except ExportError:
         return None
-    sizes = {path.name: path.stat().st_size for path in engine.iterdir()}
+    sizes = {path.name: path.stat().st_size for path in directory.iterdir()}
     is_whole = all(sizes.get(name) == file.bytes for name, file in comparison.artifact.items())
     return comparison.request if is_whole else None

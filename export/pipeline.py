@@ -1,4 +1,4 @@
-"""Checkpoint → graph → (quantize) → compare → install; for TensorRT → compare → plan."""
+"""What is asked for and whether it is there already; the heavy part loads only if it is not."""
 
 import re
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from pathlib import Path
 from export.comparison import Comparison, read_comparison
 from export.errors import ExportError
 from export.formats.detect import stamp_source
-from export.installed import installed_engine, installed_request
+from export.installed import artifact_request, installed_engine, installed_request
 from export.manifest import Engine, Precision, Sampling, SourceStamp
 from export.sources import find_source, sampling_for
 from export.stamps import request_hash
@@ -22,7 +22,7 @@ Progress = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export and where to; `output` takes the artifact of an engine that is not installed."""
+    """What to export and where to; `output` takes a plan, which is not installed."""
 
     model: str
     source: Path | None = None
@@ -32,6 +32,11 @@ class ExportOptions:
     repository: Path = Path("model_repository")
     output: Path | None = None
     force: bool = False
+
+    @property
+    def plan_directory(self) -> Path:
+        """Where a TensorRT plan goes."""
+        return self.output or Path("build") / f"{self.model}-{self.engine}-{self.precision}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,11 @@ class Job:
     source: SourceStamp
     sampling: Sampling
     request: str
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the result goes into the repository; a plan does not, the engine does not run it yet."""
+        return self.options.engine == "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,8 @@ def export_model(options: ExportOptions, progress: Progress) -> Outcome:
     Raises ExportError in one sentence. Nothing half-done stays behind, whatever happens.
     """
     job = plan_job(options)
-    is_installed = installed_request(options.repository, options.model) == job.request
-    if is_installed and not options.force:
-        directory = installed_engine(options.repository, options.model)
+    directory = existing_artifact(job)
+    if directory is not None and not options.force:
         return Outcome(directory, read_comparison(directory), is_new=False)
     # Here, because the stages load torch, and a set-up machine does not need it to start.
     from export.stages import run_stages
@@ -71,9 +80,22 @@ def export_model(options: ExportOptions, progress: Progress) -> Outcome:
     return run_stages(job, progress)
 
 
+def existing_artifact(job: Job) -> Path | None:
+    """Where the result of exactly this job lies from an earlier run."""
+    options = job.options
+    if not job.is_installed:
+        return options.plan_directory if artifact_request(options.plan_directory) == job.request else None
+    is_installed = installed_request(options.repository, options.model) == job.request
+    return installed_engine(options.repository, options.model) if is_installed else None
+
+
 def plan_job(options: ExportOptions) -> Job:
     """Find and hash the source, and everything else that the result follows from."""
     check_name(options.model)
+    if options.engine == "onnxruntime" and options.precision == "fp16":
+        raise ExportError(
+            "ONNX Runtime computes in float32 on a CPU: choose int8, int4 or fp32, or --engine tensorrt-rtx"
+        )
     path = find_source(options.model, options.source)
     source, sampling = stamp_source(path), sampling_for(options.model)
     request = request_hash(

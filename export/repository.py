@@ -36,6 +36,7 @@ def install(
     kept. `parameters` are the engine's settings. Raises ExportError unless the comparison passed.
     """
     require_passed(engine)
+    repository.mkdir(parents=True, exist_ok=True)
     _install(repository / tokenizer_name(model), tokenizer, tokenizer_config(model))
     config = engine_config(model, parameters or ENGINE_PARAMETERS)
     installed = _install(repository / engine_name(model), engine, config)

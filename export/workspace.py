@@ -13,21 +13,20 @@ GIGABYTE = 1e9
 
 
 @contextmanager
-def workspace(repository: Path, model: str) -> Iterator[Path]:
+def workspace(target: Path, model: str) -> Iterator[Path]:
     """An empty directory for one export of `model`, gone when the block ends, however it ends.
 
-    It lies beside the repository, since Triton loads every directory inside, even a hidden one; and on the
-    same filesystem, so that installing is a rename. What a killed export left is removed first.
+    It lies beside `target`, since Triton loads every directory inside a repository, even a hidden one; and on
+    the same filesystem, so that installing is a rename. What a killed export left is removed first.
     Raises ExportError while another export of `model` runs, and where the two filesystems differ.
     """
-    repository = repository.resolve()
-    repository.mkdir(parents=True, exist_ok=True)
-    directory = repository.parent / f".{repository.name}.incoming-{model}"
-    directory.mkdir(exist_ok=True)
+    target = target.resolve()
+    directory = target.parent / f".{target.name}.incoming-{model}"
+    directory.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         _lock(descriptor, directory, model)
-        _require_same_filesystem(repository, directory)
+        _require_same_filesystem(target, directory)
         _empty(directory)
         try:
             yield directory
@@ -46,11 +45,10 @@ def _lock(descriptor: int, directory: Path, model: str) -> None:
         ) from None
 
 
-def _require_same_filesystem(repository: Path, directory: Path) -> None:
-    if repository.stat().st_dev != directory.stat().st_dev:
+def _require_same_filesystem(target: Path, directory: Path) -> None:
+    if target.exists() and target.stat().st_dev != directory.stat().st_dev:
         raise ExportError(
-            f"{repository} is a mount point, so nothing can be prepared beside it: "
-            f"give a directory below it with --repository"
+            f"{target} is a mount point, so nothing can be prepared beside it: give a directory below it"
         )
 
 

@@ -78,7 +78,7 @@ def graphs(
 
 
 def session(graph: Path, model: ImportedModel, kind: type[GraphSession] = GraphSession) -> GraphSession:
-    return kind(graph, model.decoder.state_specs(), in_place=True, threads=1)
+    return kind(graph, model.decoder.state_specs(), is_fused=True, threads=1)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -154,7 +154,7 @@ class LeakyReuse(GraphSession):
 
     def slots(self, count: int) -> Slots:
         """As the parent, but leaky."""
-        return LeakySlots(self.specs, count)
+        return LeakySlots(self.specs, self.dtypes, count)
 
 
 class SwappedRows(GraphSession):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def test_a_second_run_says_so_and_loads_no_torch(installed: Path, checkpoint: Pa
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "tiny (fp32, onnxruntime) is installed and unchanged" in done.stdout
+    assert "tiny (fp32, onnxruntime) is there and unchanged" in done.stdout
 
 
 def test_force_exports_anew_and_keeps_the_version_of_equal_files(installed: Path, checkpoint: Path) -> None:
@@ -166,8 +167,7 @@ def test_what_differs_too_much_is_not_installed(
     result = export(tmp_path / "repository", checkpoint)
     assert result.exit_code == 1
     assert "differs from PyTorch by more than is allowed (full prefill: max logit error" in result.stderr
-    assert list((tmp_path / "repository").iterdir()) == []
-    assert list(tmp_path.glob(".*")) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,7 @@ def test_an_interrupted_export_leaves_nothing(how: signal.Signals, tmp_path: Pat
     os.kill(process.pid, how)
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (130, "trident export: interrupted; nothing was installed")
-    assert list((tmp_path / "repository").iterdir()) == []
-    assert list(tmp_path.glob(".*")) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["Tiny", "", "a/b", "../x", "tiny_engine", "tiny_tokenizer", "-x", "x" * 64])
@@ -260,3 +259,42 @@ def test_a_log_gets_one_line_per_finished_stage() -> None:
         reporter.enter("install", "repository")
     stages_said = [line.split()[0] for line in log.getvalue().splitlines() if line.strip()]
     assert stages_said == ["compare", "install"]
+
+
+def test_a_plan_is_built_without_a_gpu_and_left_where_it_was_asked_for(
+    tmp_path: Path, checkpoint: Path
+) -> None:
+    output, repository = tmp_path / "plan", tmp_path / "repository"
+    options = ("--engine", "tensorrt-rtx", "--output", str(output))
+    result = export(repository, checkpoint, *options, precision="fp16")
+    assert result.exit_code == 0, result.output
+    assert "The engine does not run plans yet" in result.output
+    assert {path.name for path in output.iterdir()} == {
+        "manifest.json", "model.plan", "tokenizer.json", "comparison.json",
+    }  # fmt: skip
+    manifest, comparison = read_manifest(output / "manifest.json"), read_comparison(output)
+    assert (manifest.graph, manifest.engine) == ("model.plan", "tensorrt-rtx")
+    assert str(manifest.stamps["tensorrt-rtx"]).startswith("1.")
+    assert set(comparison.artifact) == {"model.plan"}
+    assert comparison.ran_on.endswith("the plan itself has not run")
+    assert "padded prefill" in {scenario.name for scenario in comparison.scenarios}
+    assert not repository.exists()
+    again = export(repository, checkpoint, *options, precision="fp16")
+    assert "is there and unchanged" in again.output
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "sentence"),
+    [
+        ("tensorrt", "fp16", "tensorrt is not installed"),
+        ("onnxruntime", "fp16", "ONNX Runtime computes in float32 on a CPU"),
+    ],
+)
+def test_what_cannot_be_had_here_is_said_at_once(
+    engine: str, precision: str, sentence: str, tmp_path: Path, checkpoint: Path
+) -> None:
+    if engine == "tensorrt" and find_spec("tensorrt") is not None:
+        pytest.skip("tensorrt is installed")
+    result = export(tmp_path / "repository", checkpoint, "--engine", engine, precision=precision)
+    assert result.exit_code == 1
+    assert sentence in result.stderr
