@@ -26,9 +26,7 @@ class StubWatch:
         zombies = [child for child in self._children() if self._is_zombie(child)]
         self._zombies = {child: self._zombies.get(child, 0) + 1 for child in zombies}
         return [
-            self.models.get(child, "a model")
-            for child, looks in self._zombies.items()
-            if looks >= SEEN_TWICE
+            self.models.get(child, "a model") for child, looks in self._zombies.items() if looks >= SEEN_TWICE
         ]
 
     def _children(self) -> list[int]:
