@@ -109,8 +109,8 @@ def test_what_is_missing_is_named_in_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["float16", "int4"])
-def test_a_model_of_135_million_parameters_builds(tmp_path, precision):
+@pytest.mark.parametrize(("precision", "most"), [("float16", 1.3), ("int4", 0.8)])
+def test_a_model_of_135_million_parameters_builds(tmp_path, precision, most):
     config = ModelConfig(
         vocab_size=49152,
         max_length=2048,
@@ -123,10 +123,12 @@ def test_a_model_of_135_million_parameters_builds(tmp_path, precision):
         mixer="attention",
         ffn="swiglu",
     )
-    path = graph_from_decoder(Decoder(config), tmp_path / "m.onnx", lowering="standard", dtype="float16")
+    decoder = Decoder(config)
+    path = graph_from_decoder(decoder, tmp_path / "m.onnx", lowering="standard", dtype="float16")
     if precision == "int4":
         path = quantize_graph(path, tmp_path / "q.onnx", "int4", 64)
     profiles = decode_and_prefill(max_batch=16, prefill_batch=2, chunk=256)
     stamp = build_plan(path, tmp_path / "model.plan", profiles=profiles, target="tensorrt-rtx")
     assert stamp.layers["ATTENTION_INPUT"] == 30
-    assert (tmp_path / "model.plan").stat().st_size < 1.3 * path.with_name(f"{path.name}.data").stat().st_size
+    in_half = 2 * decoder.num_parameters()  # bytes; a plan holds kernels for both profiles besides
+    assert (tmp_path / "model.plan").stat().st_size < most * in_half
