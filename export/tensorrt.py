@@ -88,10 +88,8 @@ def _stamp_from_log(log: str, returncode: int, onnx_path: Path) -> PlanStamp:
     if fatal:
         raise ExportError(f"{onnx_path}: a plan would not compute what the graph says: {fatal[0]}")
     if returncode:
-        tail = "\n".join(lines[-LAST_LINES:])
-        raise ExportError(
-            f"{onnx_path}: no plan could be built; {OTHERWISE}. The builder's last words:\n{tail}"
-        )
+        errors = [line for line in lines if line.startswith(("[E]", "[!]"))] or lines[-LAST_LINES:]
+        raise ExportError(f"{onnx_path}: no plan could be built; {OTHERWISE}\n" + "\n".join(errors))
     return PlanStamp(**json.loads(lines[-1]))
 
 
