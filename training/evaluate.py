@@ -70,10 +70,10 @@ def evaluate(decoder: Decoder, tokenizer: Tokenizer, data: Atlas, *, num_cases: 
 
 
 def _examples(cases: Sequence[Case], result: Score) -> list[dict[str, str]]:
-    """The first right single-turn question of each of NUM_EXAMPLES kinds."""
+    """The shortest right single-turn question of each of NUM_EXAMPLES kinds."""
     wrong = {(mistake.question, mistake.expected) for mistake in result.mistakes}
     by_kind: dict[str, Case] = {}
-    for case in cases:
+    for case in sorted(cases, key=lambda case: len(case.messages[-1].content)):
         question = case.messages[-1].content
         if len(case.messages) == 1 and question.endswith("?") and (question, case.answer) not in wrong:
             by_kind.setdefault(case.kind, case)

@@ -90,8 +90,8 @@ class Run:
         """
         recipe = read_recipe(directory)
         run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), data_of(recipe))
-        for leftover in directory.rglob(".*.*"):  # what a killed process was still writing
-            shutil.rmtree(leftover, ignore_errors=True)
+        for leftover in (*directory.glob(".*"), *run.checkpoints.glob(".*")):  # half-written when killed
+            shutil.rmtree(leftover)
         if snapshot_paths(run.checkpoints):
             run._restore()
         run.events.write("resume", step=run.trainer.step, passed_over=run.passed_over)

@@ -8,7 +8,7 @@ import pytest
 
 from training.chat import Conversation, Message
 from training.data.atlas import Atlas, Case, deal
-from training.data.augmentation import distract, mistreat
+from training.data.augmentation import _with_typo, distract, mistreat
 from training.data.geography import load_facts
 from training.data.out_of_domain import REFUSAL, refusals_to_test, refusals_to_train
 from training.data.phrasings import phrasings, same_again, trained_follow_ups, trained_phrasings
@@ -47,6 +47,8 @@ def answers(conversation: Conversation) -> list[str]:
         "Portugal borders Spain.",
         "Australia has no land borders.",
         "France has about 67 million people.",
+        "Kenya has about 51 million people.",
+        "Nauru has about 13 thousand people.",
         "Mumbai is in India.",
     ],
 )
@@ -205,6 +207,15 @@ def test_mistreated_questions_vary_yet_never_swap_letters_of_the_alphabet() -> N
     assert text.upper() in variants
     assert any(variant.endswith("Thanks!") for variant in variants)
     assert not any("zambia" in variant.lower() for variant in variants)
+
+
+def test_a_typo_loses_doubles_or_swaps_one_letter_within_a_word() -> None:
+    rng = Random(0)
+    assert {_with_typo("a bcdef", rng) for _ in range(300)} == {
+        *("a bdef", "a bcef"),
+        *("a bccdef", "a bcddef"),
+        *("a bdcef", "a bcedf"),
+    }
 
 
 def test_words_too_short_to_mistype_stay() -> None:

@@ -93,6 +93,8 @@ def test_the_report_has_three_scores_and_right_examples_of_several_kinds(
     assert len(report.examples) == module.NUM_EXAMPLES
     known = {case.messages[-1].content: case.answer for case in data.held_out() if len(case.messages) == 1}
     assert all(known[example["question"]] == example["answer"] for example in report.examples)
+    shortest = min((q for q in known if q.endswith("?")), key=len)
+    assert shortest in {example["question"] for example in report.examples}
     assert report.as_json()["scores"]["held_out"]["of"] == len(data.held_out())
 
 

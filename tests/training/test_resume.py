@@ -79,6 +79,11 @@ def test_the_event_stream_tells_the_whole_run(straight: Path) -> None:
     assert kinds.count("step") == 16
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [4, 8, 12, 16]
     assert [e["step"] for e in events if e["event"] == "validation"] == [8, 16]
+    validations = [e for e in events if e["event"] == "validation"]
+    best = [min(e["loss"] for e in validations[: i + 1]) for i in range(len(validations))]
+    assert [e["is_best"] for e in validations] == [
+        e["loss"] == least for e, least in zip(validations, best, strict=True)
+    ]
     step = next(event for event in events if event["event"] == "step")
     assert set(step) == {
         *("event", "step", "loss", "routing_loss", "learning_rate", "gradient_norm"),
