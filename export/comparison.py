@@ -28,7 +28,7 @@ class Scenario(_Part):
     """Logits of one way to run the graph, against PyTorch's over the full sequence.
 
     The errors are those of |Δlogit|, `logit_spread` is the standard deviation of PyTorch's logits. `limit`
-    bounds the `stat`, "max" or "mean", of every single step.
+    bounds the `stat`, "max" or "mean", of |Δlogit| over all steps.
     """
 
     name: str

@@ -41,8 +41,8 @@ PLAN_LENGTH = 2048
 PLAN_BATCH, PLAN_PREFILL_BATCH, PLAN_CHUNK = 16, 4, 256
 PLAN_NOTE = (
     "The engine does not run plans yet, so this one is not installed: it waits where it lies, and what the "
-    "repository serves stays as it is. Its graph was compared on ONNX Runtime in float32; the plan itself has "
-    "not run."
+    "repository serves stays as it is. Its graph was compared on ONNX Runtime in float32; the plan itself "
+    "has not run."
 )
 
 

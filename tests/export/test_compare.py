@@ -185,7 +185,7 @@ class NotANumber(GraphSession):
         (NotANumber, "llama-tiny", set(SCENARIOS)),
     ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_what_is_wrong_fails_where_it_shows(
     kind: type[GraphSession],
     name: str,
