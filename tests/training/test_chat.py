@@ -8,7 +8,9 @@ from training.chat import END, Conversation, Message, ask, render, segments
 from training.data.batches import IGNORED, encode, pad_rows
 from training.tokenizer import token_id, train_tokenizer
 
-TOKENIZER = train_tokenizer(["What is the capital of France?", "The capital of France is Paris."], vocab_size=300)
+TOKENIZER = train_tokenizer(
+    ["What is the capital of France?", "The capital of France is Paris."], vocab_size=300
+)
 
 words = st.text(st.characters(categories=("L", "N", "P", "Zs"), exclude_characters="<|>"), max_size=20)
 turns = st.lists(st.tuples(words, words), min_size=1, max_size=3)
@@ -52,7 +54,8 @@ def test_pieces_encode_as_the_whole_text_does(pairs: list[tuple[str, str]], is_p
 
 
 def test_a_plain_question_with_its_answer_encodes_as_the_whole_text_does() -> None:
-    conversation = Conversation(ask("What is the capital of France?", "The capital of France is Paris."), True)
+    turns = ask("What is the capital of France?", "The capital of France is Paris.")
+    conversation = Conversation(turns, is_plain=True)
     ((ids, _),) = encode([conversation], TOKENIZER)
     text = "What is the capital of France? The capital of France is Paris." + END
     assert ids == TOKENIZER.encode(text, add_special_tokens=False).ids
@@ -60,7 +63,8 @@ def test_a_plain_question_with_its_answer_encodes_as_the_whole_text_does() -> No
 
 def test_the_loss_counts_every_answer_with_its_end_token_and_nothing_else() -> None:
     conversation = Conversation((Message("system", "Be brief."), *ask("Hi", "Hello"), *ask("And?", "Bye")))
-    batch = pad_rows(encode([conversation, Conversation(ask("A longer question?", "No"))], TOKENIZER), TOKENIZER)
+    other = Conversation(ask("A longer question?", "No"))
+    batch = pad_rows(encode([conversation, other], TOKENIZER), TOKENIZER)
     learned = [row[row != IGNORED].tolist() for row in batch.targets]
     assert [TOKENIZER.decode(ids, skip_special_tokens=False) for ids in learned] == [
         f"Hello{END}Bye{END}",
