@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 
 SMALLEST_BLOCK = 16  # of ONNX Runtime's operators
 ROWS_AT_ONCE = 512  # keeps the temporary copies of a large matrix small
-# Clipping a block's largest weight a little often costs less than the coarser grid that would hold it.
-SHRINKS = {8: (1.0,), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)}
+# Scales that are tried, in units of the one that just holds a block's largest weight. In 4 bits clipping it
+# often costs less than a coarser grid; in 8 bits a coarser grid may be the one that the weights came on.
+STRETCHES = {8: tuple(127 / q for q in range(127, 95, -2)), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)}
 
 
 def fitting_block(num_channels: int, wanted: int) -> int:
@@ -42,8 +43,8 @@ def _quantize(blocks: NDArray[np.float32], bits: int) -> tuple[NDArray[np.int8],
     largest = np.abs(blocks).max(axis=-1, keepdims=True)
     largest[largest == 0] = 1  # a block of zeros: any scale will do
     best_q = best_scale = least = None
-    for shrink in SHRINKS[bits]:
-        scale = largest * np.float32(shrink / (2 ** (bits - 1) - 1))
+    for stretch in STRETCHES[bits]:
+        scale = largest * np.float32(stretch / (2 ** (bits - 1) - 1))
         q = np.clip(np.rint(blocks / scale), -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         error = np.square(q * scale - blocks).sum(axis=-1, keepdims=True)
         if least is None:

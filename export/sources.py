@@ -38,7 +38,8 @@ def _atlas() -> Path:
 
 
 MODELS: dict[str, KnownModel] = {
-    "smollm2": KnownModel(_smollm2, Sampling(temperature=0.2, top_p=0.9)),
+    # Greedy, since the first words of a model this small are often near ties; unpenalised it repeats itself.
+    "smollm2": KnownModel(_smollm2, Sampling(repetition_penalty=1.1)),
     "atlas": KnownModel(_atlas, Sampling()),
 }
 

@@ -41,6 +41,7 @@ def engine_rate(engine: Engine, workload: Workload) -> float:
         "max_tokens": workload.new_tokens,
         "min_tokens": workload.new_tokens,
         "temperature": 0.0,
+        "repetition_penalty": 1.0,
         "stream": True,
     }
     requests = [
