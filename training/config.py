@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 MAX_LAYERS = 100  # state names carry two digits, so that past and present sort alike
 
-MixerName = Literal["attention", "retention"]
+MixerName = Literal["attention", "gated_attention", "retention"]
 FeedForwardName = Literal["mlp", "swiglu", "moe"]
 
 

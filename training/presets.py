@@ -2,6 +2,32 @@
 
 from training.config import ModelConfig
 
+
+def _arslm(
+    *, vocab_size: int, max_length: int, d_model: int, num_layers: int, num_heads: int, d_ff: int
+) -> ModelConfig:
+    """Gated attention as ARSLM has it: norms after the additions, learned positions, a head of its own."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        max_length=max_length,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=d_model // num_heads,
+        d_ff=d_ff,
+        mixer="gated_attention",
+        ffn="mlp",
+        activation="gelu",
+        norm="layernorm",
+        norm_placement="post",
+        position="learned",
+        biases="all",
+        tied_head=False,
+        head_bias=True,
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     # 3.4 M parameters; what `make train` teaches geography and small talk.
     "atlas": ModelConfig(
@@ -20,6 +46,10 @@ PRESETS: dict[str, ModelConfig] = {
         num_experts=4,
         experts_per_token=2,
     ),
+    "arslm-base": _arslm(
+        vocab_size=50_000, max_length=512, d_model=512, num_layers=6, num_heads=8, d_ff=2048
+    ),
+    "arslm-tiny": _arslm(vocab_size=256, max_length=128, d_model=64, num_layers=2, num_heads=2, d_ff=256),
     "llama-tiny": ModelConfig(
         vocab_size=256,
         max_length=128,

@@ -34,7 +34,7 @@ def test_one_name_stands_for_every_layer() -> None:
 @pytest.mark.parametrize(
     ("base", "changes", "message"),
     [
-        (LLAMA, {"mixer": "mamba"}, "'attention' or 'retention'"),
+        (LLAMA, {"mixer": "mamba"}, "'attention', 'gated_attention' or 'retention'"),
         (LLAMA, {"mixer": ("attention",)}, "mixer names 1 layers, but num_layers is 2"),
         (LLAMA, {"ffn": ("swiglu",) * 3}, "ffn names 3 layers, but num_layers is 2"),
         (LLAMA, {"num_kv_heads": 3}, "num_kv_heads is 3, which does not divide num_heads 4"),
