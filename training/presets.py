@@ -28,6 +28,25 @@ def _arslm(
     )
 
 
+def _gpt2(*, vocab_size: int, max_length: int, d_model: int, num_layers: int, num_heads: int) -> ModelConfig:
+    """GPT-2 in other sizes."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        max_length=max_length,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=d_model // num_heads,
+        d_ff=4 * d_model,
+        mixer="attention",
+        ffn="mlp",
+        norm="layernorm",
+        position="learned",
+        biases="all",
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     # 3.4 M parameters; what `make train` teaches geography and small talk.
     "atlas": ModelConfig(
@@ -62,21 +81,9 @@ PRESETS: dict[str, ModelConfig] = {
         mixer="attention",
         ffn="swiglu",
     ),
-    "gpt2-tiny": ModelConfig(
-        vocab_size=256,
-        max_length=128,
-        d_model=64,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=32,
-        d_ff=256,
-        mixer="attention",
-        ffn="mlp",
-        norm="layernorm",
-        position="learned",
-        biases="all",
-    ),
+    "gpt2-tiny": _gpt2(vocab_size=256, max_length=128, d_model=64, num_layers=2, num_heads=2),
+    "dialogpt-medium": _gpt2(vocab_size=50_257, max_length=1024, d_model=1024, num_layers=24, num_heads=16),
+    "mini-claude-tiny": _gpt2(vocab_size=512, max_length=256, d_model=128, num_layers=2, num_heads=4),
     "retnet-moe-tiny": ModelConfig(
         vocab_size=256,
         max_length=256,

@@ -15,7 +15,7 @@ from export.graph import graph_from_decoder
 from training.decoder import Decoder
 from training.presets import preset
 
-SYSTEMS = ("arslm-tiny",)
+SYSTEMS = ("arslm-tiny", "mini-claude-tiny")
 B, PROMPT = 3, 12
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 
 from training.decoder import Decoder
 from training.presets import PRESETS, preset
@@ -34,6 +35,15 @@ def test_arslm_base_has_the_parameters_of_its_tensors_added_up() -> None:
     layer = 4 * (512 * 512 + 512) + (512 * 8 + 8) + (512 * 2048 + 2048 + 2048 * 512 + 512) + 4 * 512
     expected = 50_000 * 512 + 512 * 512 + 6 * layer + (512 * 50_000 + 50_000)
     assert num_parameters("arslm-base") == expected == 70_451_072
+
+
+def test_dialogpt_medium_has_the_parameters_of_gpt2_medium() -> None:
+    """As `transformers` counts them, the tied head once."""
+    with torch.device("meta"):
+        theirs = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_embd=1024, n_layer=24, n_head=16)
+        ).num_parameters()
+    assert num_parameters("dialogpt-medium") == theirs == 354_823_168
 
 
 @pytest.mark.parametrize("name", SMALL)
