@@ -127,6 +127,12 @@ class Decoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
+def count_parameters(config: ModelConfig) -> int:
+    """Weights of the decoder that `config` describes, with none of them made."""
+    with torch.device("meta"):
+        return Decoder(config).num_parameters()
+
+
 def init_weights(decoder: Decoder) -> None:
     """Fill all weights: normal with std fan_in^-½; outputs to the residual stream smaller by (2·layers)^½.
 

@@ -47,6 +47,28 @@ def _gpt2(*, vocab_size: int, max_length: int, d_model: int, num_layers: int, nu
     )
 
 
+def _tars(
+    *, d_model: int, num_layers: int, head_dim: int, vocab_size: int = 32_000, max_length: int = 4096
+) -> ModelConfig:
+    """LLaMA with as many key heads as query heads, a feed-forward network four times the width, a tied head.
+
+    The names tars-1b to tars-70b are the labels that these sizes were given; their true counts are smaller,
+    but for the last: 0.138, 0.435, 2.21, 4.28, 16.2 and 86.2 billion.
+    """
+    return ModelConfig(
+        vocab_size=vocab_size,
+        max_length=max_length,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=d_model // head_dim,
+        num_kv_heads=d_model // head_dim,
+        head_dim=head_dim,
+        d_ff=4 * d_model,
+        mixer="attention",
+        ffn="swiglu",
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     # 3.4 M parameters; what `make train` teaches geography and small talk.
     "atlas": ModelConfig(
@@ -100,6 +122,43 @@ PRESETS: dict[str, ModelConfig] = {
         num_experts=4,
         experts_per_token=2,
     ),
+    # The retention network's paper: values twice as wide as keys, a feed-forward network of twice the width.
+    "retnet-base": ModelConfig(
+        vocab_size=50_257,
+        max_length=2048,
+        d_model=1536,
+        num_layers=24,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=128,
+        value_dim=256,
+        d_ff=3072,
+        mixer="retention",
+        ffn="mlp",
+        activation="gelu",
+        position="none",
+    ),
+    "moe-base": ModelConfig(
+        vocab_size=50_257,
+        max_length=2048,
+        d_model=1536,
+        num_layers=24,
+        num_heads=12,
+        num_kv_heads=12,
+        head_dim=128,
+        d_ff=4096,
+        mixer="attention",
+        ffn=("swiglu", "moe") * 12,
+        num_experts=8,
+        experts_per_token=2,
+    ),
+    "tars-tiny": _tars(d_model=64, num_layers=2, head_dim=32, vocab_size=512, max_length=256),
+    "tars-1b": _tars(d_model=768, num_layers=12, head_dim=64),
+    "tars-3b": _tars(d_model=1024, num_layers=24, head_dim=64),
+    "tars-7b": _tars(d_model=2048, num_layers=32, head_dim=128),
+    "tars-13b": _tars(d_model=2560, num_layers=40, head_dim=128),
+    "tars-30b": _tars(d_model=4096, num_layers=60, head_dim=128),
+    "tars-70b": _tars(d_model=8192, num_layers=80, head_dim=128),
 }
 
 

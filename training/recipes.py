@@ -67,6 +67,7 @@ RECIPES: dict[str, Recipe] = {
     "llama-tiny": _tiny("llama-tiny"),
     "gpt2-tiny": _tiny("gpt2-tiny"),
     "arslm-tiny": _tiny("arslm-tiny"),
+    "tars-tiny": _tiny("tars-tiny"),
     "mini-claude-tiny": _tiny("mini-claude-tiny", chat="turns"),
 }
 

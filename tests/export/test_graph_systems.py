@@ -15,7 +15,12 @@ from export.graph import graph_from_decoder
 from training.decoder import Decoder
 from training.presets import preset
 
-SYSTEMS = ("arslm-tiny", "mini-claude-tiny")
+HYBRID = preset("retnet-moe-tiny").model_copy(
+    update={"mixer": ("gated_attention", "retention"), "ffn": ("swiglu", "moe"), "position": "rope"}
+)
+SYSTEMS = {name: preset(name) for name in ("arslm-tiny", "mini-claude-tiny", "tars-tiny")} | {
+    "hybrid": HYBRID
+}
 B, PROMPT = 3, 12
 
 
@@ -25,7 +30,7 @@ def exported(
 ) -> tuple[Decoder, Path]:
     """All weights random: initial biases are alike, and the exporter would store them once."""
     torch.manual_seed(0)
-    decoder = Decoder(preset(request.param)).eval().requires_grad_(False)
+    decoder = Decoder(SYSTEMS[request.param]).eval().requires_grad_(False)
     for parameter in decoder.parameters():
         parameter += 0.1 * torch.randn_like(parameter)
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"
