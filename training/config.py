@@ -16,6 +16,8 @@ class ModelConfig(BaseModel):
     `mixer` and `ffn` are one name for all layers or one name per layer. `value_dim` is the width of a
     retention head's values (attention's are `head_dim` wide). `d_ff` is the inner width of the feed-forward
     network, for `moe` of each expert. A last norm before the head belongs to `pre` placement only.
+    `balancing` keeps experts evenly used: `loss` by the losses that the two coefficients weigh, `bias` by a
+    bias on the choice alone, moved by `bias_rate` after every step, with no loss.
     Raises pydantic's ValidationError, which says per field what was given and what is allowed.
     """
 
@@ -51,6 +53,8 @@ class ModelConfig(BaseModel):
     num_experts: int = Field(default=0, ge=0)
     experts_per_token: int = Field(default=0, ge=0)
     num_shared_experts: int = Field(default=0, ge=0)
+    balancing: Literal["loss", "bias"] = "loss"
+    bias_rate: PositiveFloat = 0.001
     balance_coefficient: float = Field(default=0.01, ge=0)
     z_coefficient: float = Field(default=0.001, ge=0)
 
@@ -97,8 +101,10 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _experts_fit(self) -> Self:
         given = f"num_experts {self.num_experts}, experts_per_token {self.experts_per_token}"
+        given += f", balancing {self.balancing!r}"
         if "moe" not in self.ffns:
-            if self.num_experts or self.experts_per_token or self.num_shared_experts:
+            sizes = (self.num_experts, self.experts_per_token, self.num_shared_experts)
+            if any(sizes) or self.balancing == "bias":
                 raise ValueError(f"{given}, but no layer's ffn is 'moe': leave them out, or choose 'moe'")
         elif not 1 <= self.experts_per_token <= self.num_experts:
             raise ValueError(f"{given}: ffn 'moe' needs 1 <= experts_per_token <= num_experts")

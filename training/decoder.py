@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from training.blocks.block import Block
 from training.blocks.forward_pass import ForwardPass
+from training.blocks.moe import MoE
 from training.blocks.norm import build_norm
 from training.blocks.rotary import Rotary
 from training.blocks.state import State, StateSpec
@@ -121,6 +122,19 @@ class Decoder(nn.Module):
         """The state of `batch` sequences before their first token: zeros."""
         device = self.embedding.weight.device
         return tuple(spec.zeros(batch, device) for spec in self.state_specs())
+
+    def balance_experts(self, load: Tensor) -> None:
+        """After a training step with this load (expert layers, E): move the biases of `bias` balancing."""
+        experts = [module for module in self.modules() if isinstance(module, MoE)]
+        for moe, own in zip(experts, load, strict=True):
+            moe.balance(own)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """All that is learned, by name, not copied; a tied head is the embedding and not named twice."""
+        tensors = dict(self.state_dict())
+        if self.config.tied_head:
+            del tensors["head.weight"]
+        return tensors
 
     def num_parameters(self) -> int:
         """Weights in all; a tied head counts once."""

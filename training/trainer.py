@@ -80,6 +80,7 @@ class Trainer:
             )
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self.decoder.balance_experts(load)
         self.step += 1
         num_tokens = int(batch.valid.sum())
         return StepReport(
@@ -111,14 +112,15 @@ class Trainer:
             for moment in MOMENTS
             if parameter in self._optimizer.state
         }
-        weights = {f"weight/{name}": parameter.detach() for name, parameter in named.items()}
+        weights = {f"weight/{name}": tensor for name, tensor in self.decoder.own_tensors().items()}
         return {**weights, **moments, "random": torch.get_rng_state()}
 
     @torch.no_grad()
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Continue from `tensors()` after `step` steps. KeyError names a tensor that is missing."""
+        for name, tensor in self.decoder.own_tensors().items():
+            tensor.copy_(tensors[f"weight/{name}"])
         for name, parameter in self.decoder.named_parameters():
-            parameter.copy_(tensors[f"weight/{name}"])
             if step:
                 self._optimizer.state[parameter] = {m: tensors[f"{m}/{name}"].clone() for m in MOMENTS}
         torch.set_rng_state(tensors["random"])

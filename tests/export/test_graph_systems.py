@@ -19,7 +19,10 @@ HYBRID = preset("retnet-moe-tiny").model_copy(
     update={"mixer": ("gated_attention", "retention"), "ffn": ("swiglu", "moe"), "position": "rope"}
 )
 SYSTEMS = {name: preset(name) for name in ("arslm-tiny", "mini-claude-tiny", "tars-tiny")} | {
-    "hybrid": HYBRID
+    "hybrid": HYBRID,
+    "bias-balanced": preset("retnet-moe-tiny").model_copy(
+        update={"balancing": "bias", "num_shared_experts": 1}
+    ),
 }
 B, PROMPT = 3, 12
 
@@ -31,8 +34,8 @@ def exported(
     """All weights random: initial biases are alike, and the exporter would store them once."""
     torch.manual_seed(0)
     decoder = Decoder(SYSTEMS[request.param]).eval().requires_grad_(False)
-    for parameter in decoder.parameters():
-        parameter += 0.1 * torch.randn_like(parameter)
+    for tensor in decoder.own_tensors().values():
+        tensor += 0.1 * torch.randn_like(tensor)
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"
     return decoder, graph_from_decoder(decoder, path, lowering="onnxruntime")
 

@@ -41,6 +41,8 @@ def test_one_name_stands_for_every_layer() -> None:
         (LLAMA, {"head_dim": 31}, "head_dim is 31, but rotation needs an even number"),
         (LLAMA, {"mixer": "retention"}, "value_dim is missing.*2 \\* head_dim = 64"),
         (LLAMA, {"num_experts": 4}, "num_experts 4.*no layer's ffn is 'moe'"),
+        (LLAMA, {"balancing": "bias"}, "balancing 'bias', but no layer's ffn is 'moe'"),
+        (RETNET, {"balancing": "auction"}, "'loss' or 'bias'"),
         (RETNET, {"experts_per_token": 5}, "experts_per_token 5.*1 <= experts_per_token <= num_experts"),
         (RETNET, {"experts_per_token": 0}, "experts_per_token 0.*1 <= experts_per_token <= num_experts"),
         (LLAMA, {"vocab_size": 0}, "greater than 0"),

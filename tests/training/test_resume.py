@@ -175,7 +175,7 @@ def test_a_broken_recipe_is_named(tmp_path: Path) -> None:
             "none/recipe.json is missing, so no run was started there",
         ),
         (["train", NAME, "--resume", "--steps", "9"], "--resume keeps the run's own steps and seed"),
-        (["train", "atlus"], "unknown recipe 'atlus'; known: atlas"),
+        (["train", "atlus"], "unknown recipe 'atlus'; known: arslm-tiny, atlas"),
         (["evaluate", NAME, "--output", "none"], "none/recipe.json is missing"),
     ],
 )

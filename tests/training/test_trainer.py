@@ -190,6 +190,6 @@ def test_reproducible_puts_the_settings_back() -> None:
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(KeyError, match="unknown recipe 'atlus'; known: atlas, gpt2-tiny"):
+    with pytest.raises(KeyError, match="unknown recipe 'atlus'; known: arslm-tiny, atlas, gpt2-tiny"):
         recipe("atlus")
     assert recipe("atlas") is RECIPES["atlas"]
