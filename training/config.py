@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 MAX_LAYERS = 100  # state names carry two digits, so that past and present sort alike
 
-MixerName = Literal["attention", "gated_attention", "retention"]
+MixerName = Literal["attention", "gated_attention", "bayesian_attention", "retention"]
 FeedForwardName = Literal["mlp", "swiglu", "moe"]
 
 
@@ -16,6 +16,7 @@ class ModelConfig(BaseModel):
     `mixer` and `ffn` are one name for all layers or one name per layer. `value_dim` is the width of a
     retention head's values (attention's are `head_dim` wide). `d_ff` is the inner width of the feed-forward
     network, for `moe` of each expert. A last norm before the head belongs to `pre` placement only.
+    `num_statistics` are the running sums of `bayesian_attention`, half of them counts.
     `balancing` keeps experts evenly used: `loss` by the losses that the two coefficients weigh, `bias` by a
     bias on the choice alone, moved by `bias_rate` after every step, with no loss.
     Raises pydantic's ValidationError, which says per field what was given and what is allowed.
@@ -34,6 +35,7 @@ class ModelConfig(BaseModel):
     head_dim: PositiveInt
     value_dim: PositiveInt | None = None
     d_ff: PositiveInt
+    num_statistics: int = Field(default=0, ge=0)
 
     mixer: MixerName | tuple[MixerName, ...]
     ffn: FeedForwardName | tuple[FeedForwardName, ...]
@@ -95,6 +97,20 @@ class ModelConfig(BaseModel):
         if "retention" in self.mixers and self.value_dim is None:
             raise ValueError(
                 f"value_dim is missing, but retention needs it: 2 * head_dim = {2 * self.head_dim} is usual"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_fit(self) -> Self:
+        given, is_used = self.num_statistics, "bayesian_attention" in self.mixers
+        if is_used and (given < 4 or given % 2):
+            raise ValueError(
+                f"num_statistics is {given}, but 'bayesian_attention' needs an even number from 4 on: "
+                "half of them are counts, and two counts make its belief"
+            )
+        if given and not is_used:
+            raise ValueError(
+                f"num_statistics is {given}, but no layer's mixer is 'bayesian_attention': leave it out"
             )
         return self
 

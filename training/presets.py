@@ -69,6 +69,25 @@ def _tars(
     )
 
 
+def _bayesian(
+    *, vocab_size: int, max_length: int, d_model: int, num_layers: int, head_dim: int, num_statistics: int
+) -> ModelConfig:
+    """A LLaMA whose attention keeps sufficient statistics beside it."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        max_length=max_length,
+        d_model=d_model,
+        num_layers=num_layers,
+        num_heads=d_model // head_dim,
+        num_kv_heads=d_model // head_dim,
+        head_dim=head_dim,
+        d_ff=3 * d_model,
+        num_statistics=num_statistics,
+        mixer="bayesian_attention",
+        ffn="swiglu",
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
     # 3.4 M parameters; what `make train` teaches geography and small talk.
     "atlas": ModelConfig(
@@ -121,6 +140,12 @@ PRESETS: dict[str, ModelConfig] = {
         position="none",
         num_experts=4,
         experts_per_token=2,
+    ),
+    "bayesian-base": _bayesian(
+        vocab_size=50_257, max_length=1024, d_model=768, num_layers=12, head_dim=64, num_statistics=64
+    ),
+    "bayesian-tiny": _bayesian(
+        vocab_size=256, max_length=256, d_model=64, num_layers=2, head_dim=32, num_statistics=16
     ),
     # The retention network's paper: values twice as wide as keys, a feed-forward network of twice the width.
     "retnet-base": ModelConfig(

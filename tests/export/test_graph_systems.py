@@ -18,7 +18,9 @@ from training.presets import preset
 HYBRID = preset("retnet-moe-tiny").model_copy(
     update={"mixer": ("gated_attention", "retention"), "ffn": ("swiglu", "moe"), "position": "rope"}
 )
-SYSTEMS = {name: preset(name) for name in ("arslm-tiny", "mini-claude-tiny", "tars-tiny")} | {
+SYSTEMS = {
+    name: preset(name) for name in ("arslm-tiny", "mini-claude-tiny", "tars-tiny", "bayesian-tiny")
+} | {
     "hybrid": HYBRID,
     "bias-balanced": preset("retnet-moe-tiny").model_copy(
         update={"balancing": "bias", "num_shared_experts": 1}

@@ -34,13 +34,16 @@ def test_one_name_stands_for_every_layer() -> None:
 @pytest.mark.parametrize(
     ("base", "changes", "message"),
     [
-        (LLAMA, {"mixer": "mamba"}, "'attention', 'gated_attention' or 'retention'"),
+        (LLAMA, {"mixer": "mamba"}, "'attention', 'gated_attention', 'bayesian_attention' or 'retention'"),
         (LLAMA, {"mixer": ("attention",)}, "mixer names 1 layers, but num_layers is 2"),
         (LLAMA, {"ffn": ("swiglu",) * 3}, "ffn names 3 layers, but num_layers is 2"),
         (LLAMA, {"num_kv_heads": 3}, "num_kv_heads is 3, which does not divide num_heads 4"),
         (LLAMA, {"head_dim": 31}, "head_dim is 31, but rotation needs an even number"),
         (LLAMA, {"mixer": "retention"}, "value_dim is missing.*2 \\* head_dim = 64"),
         (LLAMA, {"num_experts": 4}, "num_experts 4.*no layer's ffn is 'moe'"),
+        (LLAMA, {"mixer": "bayesian_attention"}, "num_statistics is 0.*an even number from 4 on"),
+        (LLAMA, {"mixer": "bayesian_attention", "num_statistics": 7}, "num_statistics is 7.*an even number"),
+        (LLAMA, {"num_statistics": 8}, "num_statistics is 8, but no layer's mixer is 'bayesian_attention'"),
         (LLAMA, {"balancing": "bias"}, "balancing 'bias', but no layer's ffn is 'moe'"),
         (RETNET, {"balancing": "auction"}, "'loss' or 'bias'"),
         (RETNET, {"experts_per_token": 5}, "experts_per_token 5.*1 <= experts_per_token <= num_experts"),

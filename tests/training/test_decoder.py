@@ -16,7 +16,7 @@ from training.config import ModelConfig
 from training.decoder import Decoder
 from training.presets import PRESETS
 
-NAMES = ("llama-tiny", "gpt2-tiny", "retnet-moe-tiny", "arslm-tiny")
+NAMES = ("llama-tiny", "gpt2-tiny", "retnet-moe-tiny", "arslm-tiny", "bayesian-tiny")
 HYBRID = ModelConfig(
     **PRESETS["retnet-moe-tiny"].model_dump()
     | {"mixer": ("attention", "retention"), "ffn": ("moe", "swiglu"), "position": "rope", "num_kv_heads": 1}
