@@ -11,6 +11,7 @@ from training.bayesian_loss import confidence_loss, mdl_regularized_loss
 from training.blocks.bayesian_attention import BayesianAttention
 from training.blocks.forward_pass import ForwardPass
 from training.blocks.state import StateSpec
+from training.blocks.sufficient_statistics import Belief
 from training.blocks.thought_budget import entropy
 from training.chat import segments
 from training.config import ModelConfig
@@ -63,8 +64,19 @@ def test_the_figures_follow_from_the_last_layers_belief_and_the_logits() -> None
     torch.testing.assert_close(extras["thought_budget"], budget, rtol=1e-12, atol=0)
 
 
+def swayed(
+    _module: object, given: tuple[Tensor, ...], told: tuple[Tensor, Belief, Tensor]
+) -> tuple[object, ...]:
+    """A belief that every token moves, padding too; the true one stands still over padding."""
+    y, belief, sums = told
+    return y, Belief(belief.alpha + given[0].square().sum(dim=-1), belief.beta), sums
+
+
 def test_a_padded_step_gives_each_rows_figures_at_its_last_token() -> None:
     decoder, full = random_decoder(), dict[str, Tensor]()
+    last = decoder.layers[1].mixer
+    assert isinstance(last, BayesianAttention)
+    last.statistics.register_forward_hook(swayed)
     ids = torch.randint(0, 256, (2, 12))
     decoder(ids, extras=full)
     state = tuple(tensor.double() for tensor in decoder.init_state(2))
