@@ -84,3 +84,39 @@ def test_weights_keep_the_decoders_names(exported: tuple[Decoder, Path]) -> None
     names = {tensor.name for tensor in onnx.load(path, load_external_data=False).graph.initializer}
     matrices = {name for name, weight in decoder.named_parameters() if weight.ndim > 1}
     assert matrices <= names
+
+
+@pytest.mark.parametrize("lowering", ["onnxruntime", "standard"])
+def test_extra_outputs_are_the_decoders_figures_at_the_last_token(lowering: Any, tmp_path: Path) -> None:
+    """Behind the states, in the order asked for, in prefill and in a step."""
+    torch.manual_seed(0)
+    decoder = Decoder(SYSTEMS["bayesian-tiny"]).eval().requires_grad_(False)
+    for tensor in decoder.own_tensors().values():
+        tensor += 0.1 * torch.randn_like(tensor)
+    names = ("thought_budget", "epistemic", "confidence")
+    path = tmp_path / "model.onnx"
+    graph_from_decoder(decoder, path, lowering=lowering, extra_outputs=names)
+    outputs = [output.name for output in onnx.load(path, load_external_data=False).graph.output]
+    assert tuple(outputs[-3:]) == names
+    ids, full = torch.randint(0, 256, (1, PROMPT + 1)), dict[str, Tensor]()
+    logits = decoder(ids, extras=full)[0].numpy()
+    runner, past = Runner(path), [tensor.numpy() for tensor in decoder.init_state(1)]
+    for start, end in ((0, PROMPT), (PROMPT, PROMPT + 1)):
+        given, *past = runner.step(ids[:, start:end], torch.arange(start, end)[None], past)
+        past, extras = past[:-3], past[-3:]
+        np.testing.assert_allclose(given, logits[:, end - 1], rtol=0, atol=2e-5)
+        for name, extra in zip(names, extras, strict=True):
+            assert extra.shape == (1,)
+            assert extra.dtype == np.float32
+            np.testing.assert_allclose(extra, full[name][:, end - 1].numpy(), rtol=1e-4)
+
+
+def test_an_extra_output_that_the_model_lacks_is_refused_with_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\['mood'\] were given; this model has: confidence, epistemic"):
+        graph_from_decoder(
+            Decoder(preset("bayesian-tiny")), tmp_path / "a", lowering="standard", extra_outputs=("mood",)
+        )
+    with pytest.raises(ValueError, match=r"\['epistemic'\] were given; this model has: none"):
+        graph_from_decoder(
+            Decoder(preset("llama-tiny")), tmp_path / "a", lowering="standard", extra_outputs=("epistemic",)
+        )
