@@ -16,7 +16,8 @@ class ModelConfig(BaseModel):
     `mixer` and `ffn` are one name for all layers or one name per layer. `value_dim` is the width of a
     retention head's values (attention's are `head_dim` wide). `d_ff` is the inner width of the feed-forward
     network, for `moe` of each expert. A last norm before the head belongs to `pre` placement only.
-    `num_statistics` are the running sums of `bayesian_attention`, half of them counts.
+    `num_statistics` are the running sums of `bayesian_attention`, half of them counts; `mdl_coefficient`
+    weighs the description-length penalty in its training.
     `balancing` keeps experts evenly used: `loss` by the losses that the two coefficients weigh, `bias` by a
     bias on the choice alone, moved by `bias_rate` after every step, with no loss.
     Raises pydantic's ValidationError, which says per field what was given and what is allowed.
@@ -59,6 +60,7 @@ class ModelConfig(BaseModel):
     bias_rate: PositiveFloat = 0.001
     balance_coefficient: float = Field(default=0.01, ge=0)
     z_coefficient: float = Field(default=0.001, ge=0)
+    mdl_coefficient: float = Field(default=0.1, ge=0)
 
     @property
     def mixers(self) -> tuple[MixerName, ...]:

@@ -68,6 +68,7 @@ RECIPES: dict[str, Recipe] = {
     "gpt2-tiny": _tiny("gpt2-tiny"),
     "arslm-tiny": _tiny("arslm-tiny"),
     "tars-tiny": _tiny("tars-tiny"),
+    "bayesian-tiny": _tiny("bayesian-tiny"),
     "mini-claude-tiny": _tiny("mini-claude-tiny", chat="turns"),
 }
 

@@ -145,6 +145,7 @@ class Run:
             step=report.step,
             loss=report.loss,
             routing_loss=report.routing_loss,
+            belief_loss=report.belief_loss,
             learning_rate=report.learning_rate,
             gradient_norm=report.gradient_norm,
             tokens_per_second=round(tokens_per_second, 1),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.bayesian_loss import confidence_loss, mdl_regularized_loss
+from training.bayesian_loss import belief_loss, confidence_loss, mdl_regularized_loss
 from training.blocks.martingale_attention import MartingaleAwareAttention, random_orders
 from training.blocks.positional_debiasing import PositionalDebiasing
 from training.blocks.rotary import Rotary
@@ -173,6 +173,13 @@ def test_being_vague_is_no_way_out_of_the_penalty() -> None:
     (ours,) = torch.autograd.grad(mdl(logits, targets, 0.3), logits)
     (plain,) = torch.autograd.grad(F.cross_entropy(logits, targets), logits)
     torch.testing.assert_close(ours, 1.3 * plain)
+
+
+def test_a_beliefs_loss_is_the_weighted_penalty_and_the_score_of_its_confidence() -> None:
+    (logits, targets), confidence = overconfident(), torch.linspace(0.1, 0.9, 40, dtype=torch.float64)
+    actual = belief_loss(logits, targets, confidence, num_statistics=2, coefficient=0.3)
+    penalty = mdl(logits, targets, 0.3) - F.cross_entropy(logits, targets)
+    torch.testing.assert_close(actual, penalty + confidence_loss(confidence, logits, targets))
 
 
 def test_confidence_is_scored_by_whether_the_likeliest_token_is_right() -> None:

@@ -87,7 +87,7 @@ def test_the_event_stream_tells_the_whole_run(straight: Path) -> None:
     step = next(event for event in events if event["event"] == "step")
     assert set(step) == {
         *("event", "step", "loss", "routing_loss", "learning_rate", "gradient_norm"),
-        *("tokens_per_second", "expert_load"),
+        *("belief_loss", "tokens_per_second", "expert_load"),
     }
 
 
