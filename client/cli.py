@@ -128,6 +128,12 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON)
+def presets(context: typer.Context) -> None:
+    """List the named architectures with their true sizes."""
+    _become("training", "presets", *context.args)
+
+
+@app.command(context_settings=PASS_ON)
 def export(context: typer.Context) -> None:
     """Prove, quantize and install a model: all arguments go to `python -m export`."""
     _become("export", *context.args)

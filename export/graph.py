@@ -27,16 +27,20 @@ INPUTS = ("input_ids", "positions", "lengths")
 class Step(nn.Module):
     """One serving step with tensors in and tensors out, as the graph's contract names them."""
 
-    def __init__(self, decoder: Decoder) -> None:
+    def __init__(self, decoder: Decoder, extra_outputs: tuple[str, ...]) -> None:
         super().__init__()
         self.decoder = decoder
+        self.extra_outputs = extra_outputs
 
     def forward(
         self, input_ids: Tensor, positions: Tensor, lengths: Tensor, past: State
     ) -> tuple[Tensor, ...]:
-        """Logits (B, V) in float32 and the states after the step."""
-        logits, present = self.decoder(input_ids, positions=positions, lengths=lengths, state=past)
-        return logits.float(), *present
+        """Logits (B, V) in float32, the states after the step, the extra figures (B,) in float32."""
+        extras: dict[str, Tensor] = {}
+        logits, present = self.decoder(
+            input_ids, positions=positions, lengths=lengths, state=past, extras=extras
+        )
+        return logits.float(), *present, *(extras[name].float() for name in self.extra_outputs)
 
 
 def graph_from_decoder(
@@ -45,21 +49,26 @@ def graph_from_decoder(
     *,
     lowering: Literal["onnxruntime", "standard"],
     dtype: Literal["float32", "float16"] = "float32",
+    extra_outputs: tuple[str, ...] = (),
 ) -> Path:
     """Write the decoder's serving step to `path`, big weights to `path` + `.data`; returns `path`.
 
     `dtype` is that of weights, activations and `kv` states; logits and `recurrent` states stay float32.
-    Raises ValueError for an unknown lowering, and for float16 where no kernel computes in it.
+    `extra_outputs` are figures of `decoder.extra_names()`, float32 (B,) each, behind the states.
+    Raises ValueError for an unknown lowering or figure, and for float16 where no kernel computes in it.
     """
     if lowering not in LOWERINGS:
         raise ValueError(f"lowering {lowering!r} was given; known: {', '.join(LOWERINGS)}")
+    if unknown := set(extra_outputs) - set(decoder.extra_names()):
+        known = ", ".join(decoder.extra_names()) or "none"
+        raise ValueError(f"extra outputs {sorted(unknown)} were given; this model has: {known}")
     if dtype == "float16":
         if lowering == "onnxruntime":
             raise ValueError(
                 "ONNX Runtime's CPU operators compute in float32: choose int8 or int4 for a smaller model"
             )
         decoder = _in_half(decoder)
-    model = _trace(decoder, LOWERINGS[lowering])
+    model = _trace(decoder, LOWERINGS[lowering], extra_outputs)
     return save_graph(tidy(model, decoder.state_dict()), path)
 
 
@@ -75,17 +84,17 @@ def _example_state(decoder: Decoder) -> State:
     return tuple(tensor.to(dtype) if spec.kind == "kv" else tensor for spec, tensor in pairs)
 
 
-def _trace(decoder: Decoder, lowering: Lowering) -> ir.Model:
+def _trace(decoder: Decoder, lowering: Lowering, extra_outputs: tuple[str, ...]) -> ir.Model:
     specs = decoder.state_specs()
     B, T = torch.export.Dim("B"), torch.export.Dim("T", max=decoder.config.max_length)
     past = _example_state(decoder)
     example = (torch.zeros(2, 3, dtype=torch.long), torch.arange(3).repeat(2, 1), torch.tensor([3, 3]), past)
     with use_lowering(lowering), torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
-            Step(decoder).eval(),
+            Step(decoder, extra_outputs).eval(),
             example,
             input_names=(*INPUTS, *(spec.past for spec in specs)),
-            output_names=("logits", *(spec.present for spec in specs)),
+            output_names=("logits", *(spec.present for spec in specs), *extra_outputs),
             opset_version=OPSET,
             dynamic_shapes=({0: B, 1: T}, {0: B, 1: T}, {0: B}, tuple({0: B} for _ in past)),
             verbose=False,

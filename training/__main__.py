@@ -1,4 +1,4 @@
-"""`python -m training train NAME` and `python -m training evaluate NAME`."""
+"""`python -m training train NAME`, `python -m training evaluate NAME` and `python -m training presets`."""
 
 import signal
 import threading
@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from training.checkpoint import CheckpointError, load_model
+from training.decoder import count_parameters
 from training.evaluate import Report, evaluate
+from training.presets import PRESETS
 from training.recipes import RECIPES, Recipe, recipe
 from training.run import Interrupted, Run, RunError, data_of, read_recipe
 from training.tokenizer import load_tokenizer
@@ -56,6 +58,19 @@ def evaluate_command(name: Name, output: Output = None) -> None:
     model = directory / "production"
     report = evaluate(load_model(model), load_tokenizer(model), data_of(known), num_cases=known.num_cases)
     Console().print(_table(report))
+
+
+@app.command()
+def presets() -> None:
+    """List the named architectures with their true sizes."""
+    table = Table("name", "mixer", "ffn", box=None, pad_edge=False)  # as it stands it fits 80 columns
+    for title in ("layers", "width", "parameters"):
+        table.add_column(title, justify="right")
+    for name, config in PRESETS.items():
+        mixers, ffns = (" + ".join(dict.fromkeys(names)) for names in (config.mixers, config.ffns))
+        sizes = (config.num_layers, config.d_model, count_parameters(config))
+        table.add_row(name, mixers, ffns, *(f"{size:,}" for size in sizes))
+    Console().print(table)
 
 
 def _changed(base: Recipe, changes: dict[str, int]) -> Recipe:

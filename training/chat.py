@@ -1,12 +1,13 @@
 """How a conversation becomes text: the template saved with the model, and the same text for training."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NoReturn
 
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Role = Literal["system", "user", "assistant"]
+ChatName = Literal["roles", "turns"]
 
 END = "<|endoftext|>"
 PAD = "<|pad|>"
@@ -27,6 +28,50 @@ CHAT_TEMPLATE = """\
 {{- '<|assistant|>' }}
 {%- endif %}
 """
+
+TURNS_TEMPLATE = """\
+{%- for message in messages %}
+{%- if message['role'] not in ('system', 'user', 'assistant') %}
+{{- raise_exception("role is '" + message['role'] + "', allowed are system, user and assistant") }}
+{%- endif %}
+{{- message['content'] | trim + '<|endoftext|>' }}
+{%- endfor %}
+"""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """How turns are told apart: the template for the server, and the same marks around each role's content.
+
+    `special_tokens` are the vocabulary's first; `pad` fills short rows, and may be a mark as well: what is
+    valid follows from a row's length, never from the id.
+    """
+
+    template: str
+    opening: Mapping[Role, str]
+    closing: Mapping[Role, str]
+    special_tokens: tuple[str, ...]
+    pad: str
+
+
+CHAT_FORMATS: dict[ChatName, ChatFormat] = {
+    "roles": ChatFormat(
+        template=CHAT_TEMPLATE,
+        opening=ROLE_TOKENS,
+        closing={"system": "", "user": "", "assistant": END},
+        special_tokens=SPECIAL_TOKENS,
+        pad=PAD,
+    ),
+    # DialoGPT's: the speakers take turns, a system message is one more, and nothing names them.
+    "turns": ChatFormat(
+        template=TURNS_TEMPLATE,
+        opening={"system": "", "user": "", "assistant": ""},
+        closing={"system": END, "user": END, "assistant": END},
+        special_tokens=(END,),
+        pad=END,
+    ),
+}
+ROLES = CHAT_FORMATS["roles"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +95,10 @@ def ask(question: str, answer: str) -> tuple[Message, Message]:
     return Message("user", question), Message("assistant", answer)
 
 
-def render(messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def render(messages: Sequence[Message], *, add_generation_prompt: bool, chat: ChatFormat = ROLES) -> str:
     """The template's text of `messages`, as the server renders it; ValueError for an unknown role."""
     environment = ImmutableSandboxedEnvironment()
-    template = environment.from_string(CHAT_TEMPLATE, globals={"raise_exception": _raise})
+    template = environment.from_string(chat.template, globals={"raise_exception": _raise})
     turns = [{"role": message.role, "content": message.content} for message in messages]
     return template.render(messages=turns, add_generation_prompt=add_generation_prompt)
 
@@ -62,7 +107,7 @@ def _raise(reason: str) -> NoReturn:
     raise ValueError(reason)
 
 
-def segments(conversation: Conversation) -> Iterator[tuple[str, bool]]:
+def segments(conversation: Conversation, chat: ChatFormat = ROLES) -> Iterator[tuple[str, bool]]:
     """The pieces of a conversation's text, each with whether the model learns to say it.
 
     Joined they equal `render`; cut where the tokenizer cuts anyway, so pieces may be encoded one by one.
@@ -71,8 +116,10 @@ def segments(conversation: Conversation) -> Iterator[tuple[str, bool]]:
         content, is_answer = message.content.strip(), message.role == "assistant"
         if conversation.is_plain:
             yield (f" {content}{END}" if is_answer else content), is_answer
-        elif is_answer:
-            yield ROLE_TOKENS["assistant"], False
-            yield content + END, True
+            continue
+        opening, closed = chat.opening[message.role], content + chat.closing[message.role]
+        if is_answer and opening:
+            yield opening, False
+            yield closed, True
         else:
-            yield ROLE_TOKENS[message.role] + content, False
+            yield opening + closed, is_answer

@@ -11,7 +11,6 @@ from pathlib import Path
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from training.config import ModelConfig
 from training.decoder import Decoder
@@ -87,16 +86,10 @@ def save_model(
             raise ValueError(f"companion {name!r}: give a plain file name other than {CONFIG} and {WEIGHTS}")
     with atomic_directory(directory, replace=replace) as fresh:
         (fresh / CONFIG).write_text(decoder.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        save_file(_own_tensors(decoder), fresh / WEIGHTS)
+        tensors = {name: tensor.contiguous() for name, tensor in decoder.own_tensors().items()}
+        save_file(tensors, fresh / WEIGHTS)
         for name, text in companions.items():
             (fresh / name).write_text(text, encoding="utf-8")
-
-
-def _own_tensors(decoder: Decoder) -> dict[str, Tensor]:
-    tensors = {name: tensor.contiguous() for name, tensor in decoder.state_dict().items()}
-    if decoder.config.tied_head:
-        del tensors["head.weight"]
-    return tensors
 
 
 def load_model(directory: Path) -> Decoder:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 MAX_LAYERS = 100  # state names carry two digits, so that past and present sort alike
 
-MixerName = Literal["attention", "retention"]
+MixerName = Literal["attention", "gated_attention", "bayesian_attention", "retention"]
 FeedForwardName = Literal["mlp", "swiglu", "moe"]
 
 
@@ -16,6 +16,10 @@ class ModelConfig(BaseModel):
     `mixer` and `ffn` are one name for all layers or one name per layer. `value_dim` is the width of a
     retention head's values (attention's are `head_dim` wide). `d_ff` is the inner width of the feed-forward
     network, for `moe` of each expert. A last norm before the head belongs to `pre` placement only.
+    `num_statistics` are the running sums of `bayesian_attention`, half of them counts; `mdl_coefficient`
+    weighs the description-length penalty in its training.
+    `balancing` keeps experts evenly used: `loss` by the losses that the two coefficients weigh, `bias` by a
+    bias on the choice alone, moved by `bias_rate` after every step, with no loss.
     Raises pydantic's ValidationError, which says per field what was given and what is allowed.
     """
 
@@ -32,6 +36,7 @@ class ModelConfig(BaseModel):
     head_dim: PositiveInt
     value_dim: PositiveInt | None = None
     d_ff: PositiveInt
+    num_statistics: int = Field(default=0, ge=0)
 
     mixer: MixerName | tuple[MixerName, ...]
     ffn: FeedForwardName | tuple[FeedForwardName, ...]
@@ -51,8 +56,11 @@ class ModelConfig(BaseModel):
     num_experts: int = Field(default=0, ge=0)
     experts_per_token: int = Field(default=0, ge=0)
     num_shared_experts: int = Field(default=0, ge=0)
+    balancing: Literal["loss", "bias"] = "loss"
+    bias_rate: PositiveFloat = 0.001
     balance_coefficient: float = Field(default=0.01, ge=0)
     z_coefficient: float = Field(default=0.001, ge=0)
+    mdl_coefficient: float = Field(default=0.1, ge=0)
 
     @property
     def mixers(self) -> tuple[MixerName, ...]:
@@ -95,10 +103,26 @@ class ModelConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _statistics_fit(self) -> Self:
+        given, is_used = self.num_statistics, "bayesian_attention" in self.mixers
+        if is_used and (given < 4 or given % 2):
+            raise ValueError(
+                f"num_statistics is {given}, but 'bayesian_attention' needs an even number from 4 on: "
+                "half of them are counts, and two counts make its belief"
+            )
+        if given and not is_used:
+            raise ValueError(
+                f"num_statistics is {given}, but no layer's mixer is 'bayesian_attention': leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _experts_fit(self) -> Self:
         given = f"num_experts {self.num_experts}, experts_per_token {self.experts_per_token}"
+        given += f", balancing {self.balancing!r}"
         if "moe" not in self.ffns:
-            if self.num_experts or self.experts_per_token or self.num_shared_experts:
+            sizes = (self.num_experts, self.experts_per_token, self.num_shared_experts)
+            if any(sizes) or self.balancing == "bias":
                 raise ValueError(f"{given}, but no layer's ffn is 'moe': leave them out, or choose 'moe'")
         elif not 1 <= self.experts_per_token <= self.num_experts:
             raise ValueError(f"{given}: ffn 'moe' needs 1 <= experts_per_token <= num_experts")

@@ -10,14 +10,23 @@ from torch import Tensor, nn
 
 from training.blocks.block import Block
 from training.blocks.forward_pass import ForwardPass
+from training.blocks.mixer import Mixer
+from training.blocks.moe import MoE
 from training.blocks.norm import build_norm
 from training.blocks.rotary import Rotary
 from training.blocks.state import State, StateSpec
+from training.blocks.thought_budget import OptimalCoTLayer
 from training.config import ModelConfig
 from training.lowering import active_lowering
 
 SMALL_STD = 0.02
-RESIDUAL_OUTPUTS = ("mixer.out.weight", "ffn.down.weight", "ffn.down", "ffn.shared.down.weight")
+RESIDUAL_OUTPUTS = (
+    "mixer.out.weight",
+    "mixer.statistics.out.weight",
+    "ffn.down.weight",
+    "ffn.down",
+    "ffn.shared.down.weight",
+)
 
 
 class Decoder(nn.Module):
@@ -40,6 +49,7 @@ class Decoder(nn.Module):
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=config.head_bias)
         if config.tied_head:
             self.head.weight = self.embedding.weight
+        self.budget = OptimalCoTLayer() if "bayesian_attention" in config.mixers else None
         init_weights(self)
 
     @classmethod
@@ -67,13 +77,15 @@ class Decoder(nn.Module):
         lengths: Tensor | None = None,
         state: State | None = None,
         routing: list[Tensor] | None = None,
+        extras: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """Full sequences, or with `state` one serving step. `input_ids` (B, T).
 
         Without state: logits (B, T, V) at every token, and the empty state. With state: logits (B, V) at each
         row's last valid token, and the state after it. `positions` (B, T) count from 0 (default: 0 to T-1);
         `lengths` (B,) are valid tokens per row (default: all). Router logits (B, T, E) of each expert layer
-        are appended to `routing` if it is given. Raises ValueError for more than `max_length` tokens.
+        are appended to `routing` if it is given. `extras`, if given, gets the figures of `extra_names()`,
+        shaped like the logits without V. Raises ValueError for more than `max_length` tokens.
         """
         B, T = input_ids.shape
         if positions is None:
@@ -83,12 +95,21 @@ class Decoder(nn.Module):
             lengths = torch.full((B,), T, device=input_ids.device) if lengths is None else lengths
             # Padding counts as position 0, or its positions could run past the tables.
             positions = positions * (torch.arange(T, device=input_ids.device) < lengths[:, None])
-        step = ForwardPass(positions, lengths, self.rotary, active_lowering(), routing)
+        step = ForwardPass(positions, lengths, self.rotary, active_lowering(), routing, extras)
         x, state_after = self._run_layers(self._embed(input_ids, positions), state, step)
         if state is not None and lengths is not None:
-            last = (lengths - 1)[:, None, None].expand(B, 1, x.shape[-1])
-            x = x.gather(1, last).squeeze(1)  # (B, C)
-        return self.head(self.norm(x)), state_after
+            x, positions = _at_last(x, lengths), _at_last(positions, lengths)  # (B, C), (B,)
+            if extras is not None:
+                extras.update({name: _at_last(figure, lengths) for name, figure in extras.items()})
+        logits = self.head(self.norm(x))
+        if extras is not None and self.budget is not None:
+            extras["thought_budget"] = self.budget(logits, positions + 1)
+        return logits, state_after
+
+    def extra_names(self) -> tuple[str, ...]:
+        """What the model can say besides logits, one figure per token each: a graph's extra outputs."""
+        named = [name for layer in range(len(self.layers)) for name in self._mixer(layer).extra_names]
+        return (*dict.fromkeys(named), *(() if self.budget is None else ("thought_budget",)))
 
     def _check_length(self, T: int) -> None:
         limit = self.config.max_length
@@ -108,10 +129,13 @@ class Decoder(nn.Module):
             after.extend(own_after)
         return x, tuple(after)
 
-    def _specs_of(self, layer: int) -> tuple[StateSpec, ...]:
+    def _mixer(self, layer: int) -> Mixer:
         block = self.layers[layer]
         assert isinstance(block, Block)
-        return block.mixer.state_specs(layer)
+        return block.mixer
+
+    def _specs_of(self, layer: int) -> tuple[StateSpec, ...]:
+        return self._mixer(layer).state_specs(layer)
 
     def state_specs(self) -> tuple[StateSpec, ...]:
         """Every state tensor, layer by layer: graph, manifest and engine are derived from it."""
@@ -122,9 +146,34 @@ class Decoder(nn.Module):
         device = self.embedding.weight.device
         return tuple(spec.zeros(batch, device) for spec in self.state_specs())
 
+    def balance_experts(self, load: Tensor) -> None:
+        """After a training step with this load (expert layers, E): move the biases of `bias` balancing."""
+        experts = [module for module in self.modules() if isinstance(module, MoE)]
+        for moe, own in zip(experts, load, strict=True):
+            moe.balance(own)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """All that is learned, by name, not copied; a tied head is the embedding and not named twice."""
+        tensors = dict(self.state_dict())
+        if self.config.tied_head:
+            del tensors["head.weight"]
+        return tensors
+
     def num_parameters(self) -> int:
         """Weights in all; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _at_last(x: Tensor, lengths: Tensor) -> Tensor:
+    """The value of x (B, T, …) at each row's last valid token, (B, …)."""
+    last = (lengths - 1).view(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])
+    return x.gather(1, last).squeeze(1)
+
+
+def count_parameters(config: ModelConfig) -> int:
+    """Weights of the decoder that `config` describes, with none of them made."""
+    with torch.device("meta"):
+        return Decoder(config).num_parameters()
 
 
 def init_weights(decoder: Decoder) -> None:
@@ -138,7 +187,7 @@ def init_weights(decoder: Decoder) -> None:
             nn.init.zeros_(parameter)
         elif parameter.ndim == 1:
             nn.init.ones_(parameter)
-        elif name.startswith(("embedding", "position")) or "router" in name:
+        elif name.startswith(("embedding", "position")) or "router" in name or "debias.pattern" in name:
             nn.init.normal_(parameter, std=SMALL_STD)
         else:
             std = parameter.shape[-1] ** -0.5

@@ -11,7 +11,7 @@ from training.chat import END, render
 from training.data.atlas import Atlas, Case
 from training.decoder import Decoder
 from training.generate import greedy
-from training.tokenizer import token_id
+from training.tokenizer import chat_format, token_id
 
 BATCH = 128
 NUM_EXAMPLES = 5
@@ -97,7 +97,8 @@ def score(decoder: Decoder, tokenizer: Tokenizer, cases: Sequence[Case]) -> Scor
 
 def answer_all(decoder: Decoder, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str]:
     """The model's answer to each case, asked through the chat template."""
-    prompts = [render(case.messages, add_generation_prompt=True) for case in cases]
+    chat = chat_format(tokenizer)
+    prompts = [render(case.messages, add_generation_prompt=True, chat=chat) for case in cases]
     ids = [encoding.ids for encoding in tokenizer.encode_batch(prompts, add_special_tokens=False)]
     longest = max(len(e.ids) for e in tokenizer.encode_batch([case.answer for case in cases]))
     end = token_id(tokenizer, END)

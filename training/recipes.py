@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from training.chat import ChatName
 from training.config import ModelConfig
 from training.presets import PRESETS
 
@@ -17,6 +18,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: ModelConfig
+    chat: ChatName = "roles"
     steps: PositiveInt
     batch_size: PositiveInt
     learning_rate: PositiveFloat
@@ -32,11 +34,12 @@ class Recipe(BaseModel):
     save_every: PositiveInt = 100
 
 
-def _tiny(preset: str) -> Recipe:
+def _tiny(preset: str, chat: ChatName = "roles") -> Recipe:
     """Seconds instead of minutes: the same way on six countries, for trying it out and for tests."""
     model = PRESETS[preset].model_copy(update={"vocab_size": 384})
     return Recipe(
         model=model,
+        chat=chat,
         steps=60,
         batch_size=8,
         learning_rate=3e-3,
@@ -63,6 +66,10 @@ RECIPES: dict[str, Recipe] = {
     "retnet-moe-tiny": _tiny("retnet-moe-tiny"),
     "llama-tiny": _tiny("llama-tiny"),
     "gpt2-tiny": _tiny("gpt2-tiny"),
+    "arslm-tiny": _tiny("arslm-tiny"),
+    "tars-tiny": _tiny("tars-tiny"),
+    "bayesian-tiny": _tiny("bayesian-tiny"),
+    "mini-claude-tiny": _tiny("mini-claude-tiny", chat="turns"),
 }
 
 

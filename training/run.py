@@ -18,7 +18,7 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from training.chat import Conversation, Message, segments
+from training.chat import CHAT_FORMATS, ChatFormat, Conversation, Message, segments
 from training.checkpoint import CheckpointError, atomic_directory, describe_errors, save_model
 from training.data.atlas import Atlas, Case
 from training.data.batches import Batch, Batches, encode, pad_rows
@@ -70,7 +70,8 @@ class Run:
                 f"{directory} exists: continue it with --resume, remove it, or give another --output"
             )
         data = data_of(recipe)
-        tokenizer = train_tokenizer(training_texts(data), vocab_size=recipe.model.vocab_size)
+        chat = CHAT_FORMATS[recipe.chat]
+        tokenizer = train_tokenizer(training_texts(data, chat), vocab_size=recipe.model.vocab_size, chat=chat)
         model = recipe.model.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
         recipe = recipe.model_copy(update={"model": model})
         with atomic_directory(directory) as fresh:
@@ -144,6 +145,7 @@ class Run:
             step=report.step,
             loss=report.loss,
             routing_loss=report.routing_loss,
+            belief_loss=report.belief_loss,
             learning_rate=report.learning_rate,
             gradient_norm=report.gradient_norm,
             tokens_per_second=round(tokens_per_second, 1),
@@ -190,10 +192,10 @@ def data_of(recipe: Recipe) -> Atlas:
     return Atlas(seed=recipe.seed, num_countries=recipe.num_countries)
 
 
-def training_texts(data: Atlas) -> list[str]:
+def training_texts(data: Atlas, chat: ChatFormat) -> list[str]:
     """What the tokenizer learns from: two epochs of training text, nothing of the tests."""
     conversations = map(data.conversation, range(TOKENIZER_EPOCHS * data.epoch_length))
-    return [text for conversation in conversations for text, _ in segments(conversation)]
+    return [text for conversation in conversations for text, _ in segments(conversation, chat)]
 
 
 def validation_batches(cases: Sequence[Case], tokenizer: Tokenizer) -> list[Batch]:

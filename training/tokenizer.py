@@ -6,19 +6,19 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from training.chat import CHAT_TEMPLATE, END, PAD, ROLE_TOKENS, SPECIAL_TOKENS
+from training.chat import CHAT_FORMATS, END, ROLES, ChatFormat
 from training.checkpoint import TOKENIZER_FILES, CheckpointError
 
 NUM_BYTES = 256
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, chat: ChatFormat = ROLES) -> Tokenizer:
     """A byte-level BPE learned from `texts`; any Unicode text comes back unchanged from its ids.
 
     The special tokens have the first ids. The vocabulary is smaller than `vocab_size` if `texts` hold too few
     pairs to merge. Raises ValueError if `vocab_size` has no room for the bytes and the special tokens.
     """
-    least = NUM_BYTES + len(SPECIAL_TOKENS)
+    least = NUM_BYTES + len(chat.special_tokens)
     if vocab_size < least:
         raise ValueError(
             f"vocab_size is {vocab_size}, but bytes and special tokens take {least}: give at least that"
@@ -28,7 +28,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in chat.special_tokens],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -38,17 +38,30 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Tokenizer:
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     """The files that make a model directory whole, name -> text: BPE, special tokens, chat template."""
+    chat = chat_format(tokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": ROLE_TOKENS["user"],
+        "bos_token": chat.opening["user"] or END,
         "eos_token": END,
-        "pad_token": PAD,
+        "pad_token": chat.pad,
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
-        "chat_template": CHAT_TEMPLATE,
+        "chat_template": chat.template,
     }
-    texts = (tokenizer.to_str(pretty=True), json.dumps(config, indent=2) + "\n", CHAT_TEMPLATE)
+    texts = (tokenizer.to_str(pretty=True), json.dumps(config, indent=2) + "\n", chat.template)
     return dict(zip(TOKENIZER_FILES, texts, strict=True))
+
+
+def chat_format(tokenizer: Tokenizer) -> ChatFormat:
+    """The format that `tokenizer` was trained for, told by its special tokens; KeyError if it has none's."""
+    formats = sorted(CHAT_FORMATS.values(), key=lambda chat: -len(chat.special_tokens))
+    for chat in formats:
+        if all(tokenizer.token_to_id(token) is not None for token in chat.special_tokens):
+            return chat
+    raise KeyError(
+        f"the tokenizer lacks the special tokens of every chat format: {', '.join(CHAT_FORMATS)}; "
+        "it was trained elsewhere"
+    )
 
 
 def token_id(tokenizer: Tokenizer, token: str) -> int:

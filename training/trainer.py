@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.blocks.router import summarize_routing
+from training.bayesian_loss import belief_loss
+from training.blocks.router import RoutingSummary, summarize_routing
 from training.data.batches import IGNORED, Batch, Batches
 from training.decoder import Decoder
 from training.recipes import Recipe
@@ -20,15 +21,31 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. `loss` is the cross entropy per learned token; `routing_loss` comes on top."""
+    """What one step did. `loss` is the cross entropy per learned token; the other losses come on top."""
 
     step: int
     loss: float
     routing_loss: float
+    belief_loss: float
     learning_rate: float
     gradient_norm: float
     num_tokens: int
     expert_load: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of one batch: cross entropy, and the weighted losses of routers and beliefs; the load (layers, E)."""
+
+    cross_entropy: Tensor
+    routing: Tensor
+    belief: Tensor
+    load: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """What is learned from."""
+        return self.cross_entropy + self.routing + self.belief
 
 
 @contextmanager
@@ -71,8 +88,8 @@ class Trainer:
         rate = learning_rate(self.recipe, self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        loss, routing_loss, load = self._losses(batch)
-        torch.autograd.backward(loss + routing_loss)
+        losses = self._losses(batch)
+        torch.autograd.backward(losses.total)
         norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.recipe.clip_norm)
         if not math.isfinite(float(norm)):
             raise FloatingPointError(
@@ -80,26 +97,45 @@ class Trainer:
             )
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self.decoder.balance_experts(losses.load)
         self.step += 1
         num_tokens = int(batch.valid.sum())
         return StepReport(
-            self.step, loss.item(), routing_loss.item(), rate, norm.item(), num_tokens, load.tolist()
+            step=self.step,
+            loss=losses.cross_entropy.item(),
+            routing_loss=losses.routing.item(),
+            belief_loss=losses.belief.item(),
+            learning_rate=rate,
+            gradient_norm=norm.item(),
+            num_tokens=num_tokens,
+            expert_load=losses.load.tolist(),
         )
 
-    def _losses(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross entropy, the routers' weighted loss, the load (layers, E); without experts zero and empty."""
-        routing: list[Tensor] = []
-        logits, _ = self.decoder(batch.input_ids, routing=routing)  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED)
-        if not routing:
-            return loss, torch.zeros(()), torch.zeros(0)
-        summary = summarize_routing(self.decoder.config, routing, batch.valid)
-        return loss, summary.loss, summary.load
+    def _losses(self, batch: Batch) -> Losses:
+        """Without experts the load is empty; without experts or beliefs their loss is zero."""
+        config, routing, extras = self.decoder.config, list[Tensor](), dict[str, Tensor]()
+        logits, _ = self.decoder(batch.input_ids, routing=routing, extras=extras)  # (B, T, V)
+        flat, targets = logits.flatten(0, 1), batch.targets.flatten()
+        none = RoutingSummary(torch.zeros(()), torch.zeros(0))
+        routed = summarize_routing(config, routing, batch.valid) if routing else none
+        belief = torch.zeros(())
+        if "confidence" in extras:
+            belief = belief_loss(
+                flat,
+                targets,
+                extras["confidence"].flatten(),
+                num_statistics=config.num_statistics,
+                coefficient=config.mdl_coefficient,
+            )
+        loss = F.cross_entropy(flat, targets, ignore_index=IGNORED)
+        return Losses(loss, routed.loss, belief, routed.load)
 
     @torch.no_grad()
     def validate(self) -> float:
         """Cross entropy per learned token over the validation batches."""
-        total = sum(float(self._losses(batch)[0]) * batch.num_learned for batch in self._validation)
+        total = sum(
+            float(self._losses(batch).cross_entropy) * batch.num_learned for batch in self._validation
+        )
         return total / sum(batch.num_learned for batch in self._validation)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -111,14 +147,15 @@ class Trainer:
             for moment in MOMENTS
             if parameter in self._optimizer.state
         }
-        weights = {f"weight/{name}": parameter.detach() for name, parameter in named.items()}
+        weights = {f"weight/{name}": tensor for name, tensor in self.decoder.own_tensors().items()}
         return {**weights, **moments, "random": torch.get_rng_state()}
 
     @torch.no_grad()
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Continue from `tensors()` after `step` steps. KeyError names a tensor that is missing."""
+        for name, tensor in self.decoder.own_tensors().items():
+            tensor.copy_(tensors[f"weight/{name}"])
         for name, parameter in self.decoder.named_parameters():
-            parameter.copy_(tensors[f"weight/{name}"])
             if step:
                 self._optimizer.state[parameter] = {m: tensors[f"{m}/{name}"].clone() for m in MOMENTS}
         torch.set_rng_state(tensors["random"])

@@ -16,13 +16,20 @@ from training.config import ModelConfig
 from training.decoder import Decoder
 from training.presets import PRESETS
 
-NAMES = ("llama-tiny", "gpt2-tiny", "retnet-moe-tiny")
+NAMES = ("llama-tiny", "gpt2-tiny", "retnet-moe-tiny", "arslm-tiny", "bayesian-tiny")
 HYBRID = ModelConfig(
     **PRESETS["retnet-moe-tiny"].model_dump()
     | {"mixer": ("attention", "retention"), "ffn": ("moe", "swiglu"), "position": "rope", "num_kv_heads": 1}
 )
 POST_NORM = ModelConfig(**PRESETS["gpt2-tiny"].model_dump() | {"norm_placement": "post", "tied_head": False})
-CONFIGS = {name: PRESETS[name] for name in NAMES} | {"hybrid": HYBRID, "post-norm": POST_NORM}
+BIAS_BALANCED = ModelConfig(
+    **PRESETS["retnet-moe-tiny"].model_dump() | {"balancing": "bias", "num_shared_experts": 1}
+)
+CONFIGS = {name: PRESETS[name] for name in NAMES} | {
+    "hybrid": HYBRID,
+    "post-norm": POST_NORM,
+    "bias-balanced": BIAS_BALANCED,
+}
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
 
@@ -184,7 +191,9 @@ def golden_run(config: ModelConfig, num_steps: int) -> list[float]:
         logits, _ = decoder(ids[:, :-1], routing=routing)
         loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
         if routing:
-            loss = loss + summarize_routing(config, routing).loss
+            summary = summarize_routing(config, routing)
+            loss = loss + summary.loss
+            decoder.balance_experts(summary.load)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

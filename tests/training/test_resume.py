@@ -87,7 +87,7 @@ def test_the_event_stream_tells_the_whole_run(straight: Path) -> None:
     step = next(event for event in events if event["event"] == "step")
     assert set(step) == {
         *("event", "step", "loss", "routing_loss", "learning_rate", "gradient_norm"),
-        *("tokens_per_second", "expert_load"),
+        *("belief_loss", "tokens_per_second", "expert_load"),
     }
 
 
@@ -175,7 +175,7 @@ def test_a_broken_recipe_is_named(tmp_path: Path) -> None:
             "none/recipe.json is missing, so no run was started there",
         ),
         (["train", NAME, "--resume", "--steps", "9"], "--resume keeps the run's own steps and seed"),
-        (["train", "atlus"], "unknown recipe 'atlus'; known: atlas"),
+        (["train", "atlus"], "unknown recipe 'atlus'; known: arslm-tiny, atlas"),
         (["evaluate", NAME, "--output", "none"], "none/recipe.json is missing"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from training.bayesian_loss import belief_loss
 from training.chat import Conversation, ask
 from training.data.batches import BATCHES_PER_GROUP, IGNORED, Batches, encode, pad_rows
 from training.decoder import Decoder
@@ -190,6 +191,32 @@ def test_reproducible_puts_the_settings_back() -> None:
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
-    with pytest.raises(KeyError, match="unknown recipe 'atlus'; known: atlas, gpt2-tiny"):
+    with pytest.raises(KeyError, match="unknown recipe 'atlus'; known: arslm-tiny, atlas, bayesian-tiny"):
         recipe("atlus")
     assert recipe("atlas") is RECIPES["atlas"]
+
+
+def test_a_bayesian_models_belief_is_learned_too() -> None:
+    """The first moments point along the gradient of both losses, not along that of cross entropy alone."""
+    trainer, other = build(small("bayesian-tiny")), build(small("bayesian-tiny"))
+    batch, extras = batches()[0], dict[str, torch.Tensor]()
+    logits, _ = other.decoder(batch.input_ids, extras=extras)
+    flat, targets = logits.flatten(0, 1), batch.targets.flatten()
+    confidence = extras["confidence"].flatten()
+    belief = belief_loss(flat, targets, confidence, num_statistics=16, coefficient=0.1)
+    plain = F.cross_entropy(flat, targets)
+    name = "layers.1.mixer.statistics.counts.weight"
+    weight = other.decoder.get_parameter(name)
+    whole, alone = (
+        torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in (plain + belief, plain)
+    )
+    report = trainer.train_step()
+    assert report.belief_loss == pytest.approx(belief.item(), abs=1e-5)
+    assert report.loss == pytest.approx(plain.item(), abs=1e-5)
+    moved = trainer.tensors()[f"exp_avg/{name}"]
+    assert F.cosine_similarity(moved.flatten(), whole.flatten(), dim=0) > 0.9999
+    assert F.cosine_similarity(moved.flatten(), alone.flatten(), dim=0) < 0.99
+
+
+def test_a_model_without_beliefs_has_no_loss_for_them() -> None:
+    assert build(small("llama-tiny")).train_step().belief_loss == 0

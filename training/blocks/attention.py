@@ -30,9 +30,14 @@ class Attention(Mixer):
 
     def forward(self, x: Tensor, state: State | None, step: ForwardPass) -> tuple[Tensor, State]:
         """Attend to this and all earlier positions; see Mixer.forward."""
+        o, state = self.attend_by_head(x, state, step)
+        return self.out(o.flatten(2)), state
+
+    def attend_by_head(self, x: Tensor, state: State | None, step: ForwardPass) -> tuple[Tensor, State]:
+        """What each head finds, (B, T, H, D), before the heads are put together."""
         B, T, _ = x.shape
         D = self.config.head_dim
-        o, state = step.lowering.attention(
+        return step.lowering.attention(
             self.query(x).view(B, T, -1, D),
             self.key(x).view(B, T, -1, D),
             self.value(x).view(B, T, -1, D),
@@ -42,7 +47,6 @@ class Attention(Mixer):
             rotary=step.rotary if self.config.position == "rope" else None,
             scale=D**-0.5,
         )
-        return self.out(o.flatten(2)), state
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float) -> Tensor:

@@ -5,8 +5,10 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from training.blocks.attention import Attention
+from training.blocks.bayesian_attention import BayesianAttention
 from training.blocks.feed_forward import MLP, SwiGLU
 from training.blocks.forward_pass import ForwardPass
+from training.blocks.gated_attention import GatedAttention
 from training.blocks.mixer import Mixer
 from training.blocks.moe import MoE
 from training.blocks.norm import build_norm
@@ -16,6 +18,8 @@ from training.config import FeedForwardName, MixerName, ModelConfig
 
 MIXERS: dict[MixerName, Callable[[ModelConfig], Mixer]] = {
     "attention": Attention,
+    "gated_attention": GatedAttention,
+    "bayesian_attention": BayesianAttention,
     "retention": Retention,
 }
 FFNS: dict[FeedForwardName, Callable[[ModelConfig], nn.Module]] = {

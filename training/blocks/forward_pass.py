@@ -18,7 +18,8 @@ class ForwardPass:
     """Where the tokens stand and how the blocks compute.
 
     `positions` (B, T); `lengths` (B,) valid tokens per row, None for all; `rotary` None if no layer rotates;
-    `routing` collects each expert layer's router logits (B, T, E) when the caller gave a list.
+    `routing` collects each expert layer's router logits (B, T, E) when the caller gave a list. `extras`
+    takes what the mixers say besides, (B, T) by name, when the caller gave a dict: the last layer's stands.
     """
 
     positions: Tensor
@@ -26,3 +27,4 @@ class ForwardPass:
     rotary: Rotary | None
     lowering: Lowering
     routing: list[Tensor] | None = None
+    extras: dict[str, Tensor] | None = None

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from training.blocks.feed_forward import SwiGLU
 from training.blocks.forward_pass import ForwardPass
-from training.blocks.router import choose_experts
+from training.blocks.router import bias_step, choose_by_bias, choose_experts
 from training.config import ModelConfig
 
 
@@ -14,16 +14,21 @@ class MoE(nn.Module):
     """(B, T, C) -> (B, T, C) by the chosen experts, plus the shared ones that see every token.
 
     `gate_up` (E, 2F, C) holds gate and up interleaved: row 2i is gate i, row 2i+1 is up i, the layout that
-    ONNX Runtime's fused operator reads. `down` is (E, C, F). Experts have no biases.
+    ONNX Runtime's fused operator reads. `down` is (E, C, F). Experts have no biases. `selection_bias` (E,),
+    with `bias` balancing only, belongs to the model but not to the optimizer: it follows the load.
     """
+
+    selection_bias: Tensor | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         E, F_, C = config.num_experts, config.d_ff, config.d_model
         self.num_chosen = config.experts_per_token
+        self.bias_rate = config.bias_rate
         self.router = nn.Linear(C, E, bias=False)
         self.gate_up = nn.Parameter(torch.empty(E, 2 * F_, C))
         self.down = nn.Parameter(torch.empty(E, C, F_))
+        self.register_buffer("selection_bias", torch.zeros(E) if config.balancing == "bias" else None)
         shared = config.num_shared_experts
         self.shared = SwiGLU(config, num_parts=shared) if shared else None
 
@@ -32,6 +37,8 @@ class MoE(nn.Module):
         B, T, C = x.shape
         precise = torch.promote_types(x.dtype, torch.float32)
         logits = F.linear(x.to(precise), self.router.weight.to(precise))  # (B, T, E)
+        if self.selection_bias is not None:
+            logits = choose_by_bias(logits, self.selection_bias, self.num_chosen)
         if step.routing is not None:
             step.routing.append(logits)
         y = step.lowering.experts(
@@ -42,6 +49,12 @@ class MoE(nn.Module):
             num_chosen=self.num_chosen,
         ).view(B, T, C)
         return y if self.shared is None else y + self.shared(x, step)
+
+    @torch.no_grad()
+    def balance(self, load: Tensor) -> None:
+        """After a training step with this load (E,): make what is overused less likely to be chosen."""
+        if self.selection_bias is not None:
+            self.selection_bias += bias_step(load, self.bias_rate)
 
 
 def apply_experts(x: Tensor, logits: Tensor, *, gate_up: Tensor, down: Tensor, num_chosen: int) -> Tensor:

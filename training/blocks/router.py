@@ -19,6 +19,23 @@ def choose_experts(logits: Tensor, num_chosen: int) -> tuple[Tensor, Tensor]:
     return weights / weights.sum(dim=-1, keepdim=True), experts
 
 
+def choose_by_bias(logits: Tensor, bias: Tensor, num_chosen: int) -> Tensor:
+    """Logits that make `choose_experts` choose by σ(z) + b and weigh by σ(z) alone, normalised.
+
+    logits z (…, E), bias b (E,) -> (…, E): ln σ(z) of the chosen, whose softmax is σ(z) / Σσ(z), and -inf of
+    the others. No gradient reaches b. Source: DeepSeek-V3, arXiv 2412.19437, and arXiv 2408.15664.
+    """
+    _, experts = (logits.detach().sigmoid() + bias).topk(num_chosen, dim=-1)
+    numbers = torch.arange(logits.shape[-1], device=logits.device)
+    is_chosen = (experts.unsqueeze(-1) == numbers).sum(dim=-2) > 0  # (…, E)
+    return torch.where(is_chosen, F.logsigmoid(logits), -math.inf)
+
+
+def bias_step(load: Tensor, rate: float) -> Tensor:
+    """How far each expert's bias moves after a step with this load, (E,): u · sign(mean load - load)."""
+    return rate * (load.mean() - load).sign()
+
+
 def expert_load(logits: Tensor, num_chosen: int) -> Tensor:
     """The share of all choices that fell on each expert: f_i = count_i / (N·k), logits (N, E) -> (E,)."""
     _, experts = choose_experts(logits, num_chosen)
@@ -79,13 +96,16 @@ def summarize_routing(
     """Losses and load of the router logits that a forward pass collected.
 
     `routing` holds (B, T, E) per expert layer; `valid` (B, T) is true for tokens that count, None for all.
-    The losses are means over the layers. Raises ValueError when nothing was collected.
+    The losses are means over the layers, and none with `bias` balancing. Raises ValueError when nothing was
+    collected.
     """
     if not routing:
         raise ValueError("routing is empty: give it to Decoder.forward first, on a model with ffn 'moe'")
     chosen = config.experts_per_token
     layers = [logits.flatten(0, 1) if valid is None else logits[valid] for logits in routing]
+    load = torch.stack([expert_load(z.detach(), chosen) for z in layers])
+    if config.balancing == "bias":
+        return RoutingSummary(torch.zeros((), device=load.device), load)
     balance = torch.stack([balance_loss(z, chosen) for z in layers]).mean()
     size = torch.stack([z_loss(z) for z in layers]).mean()
-    load = torch.stack([expert_load(z.detach(), chosen) for z in layers])
     return RoutingSummary(config.balance_coefficient * balance + config.z_coefficient * size, load)

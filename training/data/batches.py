@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from training.chat import PAD, Conversation, segments
-from training.tokenizer import token_id
+from training.chat import Conversation, segments
+from training.tokenizer import chat_format, token_id
 
 IGNORED = -100  # cross entropy's default: no loss here
 BATCHES_PER_GROUP = 16
@@ -69,7 +69,8 @@ Row = tuple[list[int], list[bool]]  # token ids, and whether each is learned
 
 def encode(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[Row]:
     """The token ids of each conversation and which of them the model learns to say."""
-    pieces = [list(segments(conversation)) for conversation in conversations]
+    chat = chat_format(tokenizer)
+    pieces = [list(segments(conversation, chat)) for conversation in conversations]
     texts = [text for row in pieces for text, _ in row]
     encodings = iter(tokenizer.encode_batch(texts, add_special_tokens=False))
     rows: list[Row] = []
@@ -86,7 +87,7 @@ def encode(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[
 def pad_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Batch:
     """Rows of n+1 tokens as inputs and targets, (B, T) with T the longest row's n."""
     T = max(len(ids) for ids, _ in rows) - 1
-    input_ids = torch.full((len(rows), T), token_id(tokenizer, PAD))
+    input_ids = torch.full((len(rows), T), token_id(tokenizer, chat_format(tokenizer).pad))
     targets = torch.full((len(rows), T), IGNORED)
     valid = torch.zeros(len(rows), T, dtype=torch.bool)
     for i, (ids, learned) in enumerate(rows):
