@@ -15,7 +15,7 @@ from torch import Tensor
 from training.blocks import rotary as rotary_block
 from training.blocks.attention import attend, write_cache
 from training.blocks.moe import apply_experts
-from training.blocks.retention import CHUNK, chunkwise, parallel, state_after
+from training.blocks.retention import CHUNK, chunkwise, parallel, parallel_output, state_after
 from training.blocks.rotary import Rotary
 from training.blocks.state import State
 
@@ -113,8 +113,10 @@ class Eager:
         """See Lowering.retention; parallel for a short sequence, chunkwise for a longer one."""
         gamma = log_gamma.exp()
         before = None if state is None else state[0]
-        form = parallel if q.shape[1] <= 2 * CHUNK else chunkwise
-        o, after = form(q, k, v, gamma, before)
+        is_short = q.shape[1] <= 2 * CHUNK
+        if state is None and is_short:
+            return parallel_output(q, k, v, gamma, None), ()
+        o, after = (parallel if is_short else chunkwise)(q, k, v, gamma, before)
         if state is None:
             return o, ()
         return o, (after if lengths is None else state_after(k, v, gamma, before, lengths),)

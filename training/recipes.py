@@ -57,10 +57,10 @@ def _tiny(preset: str, chat: ChatName = "roles") -> Recipe:
 RECIPES: dict[str, Recipe] = {
     "atlas": Recipe(
         model=PRESETS["atlas"],
-        steps=1200,
-        batch_size=64,
+        steps=1700,
+        batch_size=48,
         learning_rate=3e-3,
-        warmup_steps=60,
+        warmup_steps=80,
         weight_decay=0.05,
     ),
     "retnet-moe-tiny": _tiny("retnet-moe-tiny"),

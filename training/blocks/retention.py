@@ -30,6 +30,11 @@ def recurrent(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | No
 
 def parallel(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """All tokens at once: O = (QKᵀ ⊙ D) V + (Q S) ⊙ ξ, D_nm = γ^(n-m) for n >= m, ξ_n = γ^(n+1)."""
+    return parallel_output(q, k, v, gamma, state), state_after(k, v, gamma, state)
+
+
+def parallel_output(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | None) -> Tensor:
+    """What `parallel` puts out, for a sequence that nothing follows."""
     q, k, v, gamma = _precise(q, k, v, gamma)
     T = q.shape[1]
     steps = torch.arange(T, device=q.device)
@@ -41,7 +46,7 @@ def parallel(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | Non
     if state is not None:
         fade = gamma ** (steps[:, None] + 1)  # (T, H)
         o = o + torch.einsum("bnhk,bhkv->bnhv", q, state.to(q.dtype)) * fade[:, :, None]
-    return o, state_after(k, v, gamma, state)
+    return o
 
 
 def chunkwise(

@@ -22,8 +22,8 @@ from training.data.small_talk import normalise, small_talk
 
 HELD_OUT_IN = 8  # one pair of eight
 NUM_SINGLE, NUM_FOLLOW_UP, NUM_UNSEEN, NUM_VALIDATION = 400, 200, 512, 256
-REFUSAL_EPOCHS = 3  # one refusal of three per epoch
-PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.28, 0.05, 0.05
+REFUSAL_EPOCHS = 4  # one refusal of four per epoch
+PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.36, 0.05, 0.05
 MOST_FOLLOW_UPS = 2
 SYSTEM = 0.05
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Atlas.", "Answer briefly.")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from random import Random
 
 HEAD, TAIL = 0.15, 0.12
-DISTRACTED, MOST_DISTRACTIONS = 0.25, 3
+DISTRACTED, MOST_DISTRACTIONS = 0.15, 2
 LOWER, UPPER, BARE, TYPO = 0.2, 0.03, 0.2, 0.12
 SHORTEST_MISTYPED = 5
 

@@ -22,6 +22,8 @@ NUM_TESTED_SUBJECTS = 12
 NUM_TESTED_PLACE_QUESTIONS = 4
 CODING_KEPT = 3  # one of three: most differ in one word
 NUM_MADE_UP = 600
+NUM_SPLICED = 800
+NUM_COUNTRIES = 12  # that each attribute is asked of
 MADE_UP_RELATIONS = ("capital", "continent", "currency", "languages", "neighbours", "population")
 QUESTION_WORDS = ("what", "who", "why", "how", "when", "which", "where", "my", "i can", "i forgot", "tell")
 TESTED_CATEGORIES = ("tech_support", "literature", "money", "movies", "politics", "sports")
@@ -30,12 +32,15 @@ TESTED_CATEGORIES = ("tech_support", "literature", "money", "movies", "politics"
 def refusals_to_train() -> dict[str, tuple[str, ...]]:
     """The questions to learn refusing from, by kind."""
     ours = _ours()
+    topics, trivia = _topics(ours["trained_topics"]), corpus_questions("trivia")[0::2]
+    attributes = _attribute_questions(ours["trained_attributes"])
     return {
-        "topics": _topics(ours["trained_topics"]),
-        "attributes": _fill(ours["trained_attributes"], ours["attribute_subjects"]),
+        "topics": topics,
+        "attributes": attributes,
         "places": _fill(ours["place_questions"], ours["trained_places"]),
         "made up": _made_up_questions(),
-        "trivia": corpus_questions("trivia")[0::2],
+        "trivia": trivia,
+        "spliced": _spliced((*topics, *attributes, *trivia)),
     }
 
 
@@ -56,6 +61,20 @@ def refusals_to_test() -> dict[str, tuple[str, ...]]:
 
 def _fill(frames: list[str], fillers: list[str]) -> tuple[str, ...]:
     return tuple(frame.format(filler) for frame, filler in product(frames, fillers))
+
+
+def _attribute_questions(frames: list[str]) -> tuple[str, ...]:
+    """Each attribute of countries drawn anew, so that none of them stands for a refusal."""
+    rng = Random("attributes")
+    countries = [fact.subject for fact in load_facts() if fact.relation == "continent"]
+    return tuple(frame.format(name) for frame in frames for name in rng.sample(countries, NUM_COUNTRIES))
+
+
+def _spliced(questions: tuple[str, ...]) -> tuple[str, ...]:
+    """The first words of one question and the last of another: what makes no sense is no fact either."""
+    rng = Random("spliced")
+    pairs = [[q.split() for q in rng.sample(questions, 2)] for _ in range(NUM_SPLICED)]
+    return tuple(" ".join((*head[: len(head) // 2], *tail[len(tail) // 2 :])) for head, tail in pairs)
 
 
 def _is_question(text: str) -> bool:
