@@ -10,6 +10,7 @@ import pytest
 
 from backends.server import EmbeddedServer
 from backends.settings import ServerSettings
+from tests.e2e.gateway_process import RunningGateway, running_gateway
 from tests.e2e.tiny_models import PRESETS, export_tiny
 
 
@@ -66,3 +67,11 @@ def triton_server(tiny_repository: Path) -> Iterator[RunningTriton]:
     """The server that tests share; a test that breaks or changes a server starts one of its own."""
     with running_triton(tiny_repository) as triton:
         yield triton
+
+
+@pytest.fixture(scope="session")
+def gateway(triton_server: RunningTriton) -> Iterator[RunningGateway]:
+    """The gateway in front of the shared server."""
+    (port,) = free_ports(1)
+    with running_gateway(port, triton_server.grpc) as running:
+        yield running
