@@ -184,6 +184,31 @@ def test_no_made_up_country_is_a_real_one() -> None:
         assert not any(f" {name} " in f" {' '.join(last_words)} " for name in real), question
 
 
+def test_an_attribute_is_refused_of_many_countries() -> None:
+    names = {fact.subject for fact in load_facts() if fact.relation == "continent"}
+    attributes = refusals_to_train()["attributes"]
+    asked = {name for name in names if any(f" {name}" in question for question in attributes)}
+    assert len(asked) > 0.8 * len(names)
+
+
+def test_a_spliced_refusal_is_of_two_questions_and_asks_for_no_fact(atlas: Atlas) -> None:
+    refused = refusals_to_train()
+    whole = [q.split() for kind in ("topics", "attributes", "trivia") for q in refused[kind]]
+    heads = {tuple(words[: len(words) // 2]) for words in whole}
+    tails = {tuple(words[len(words) // 2 :]) for words in whole}
+    asked = {
+        normalise(phrase.format(subject=fact.subject))
+        for fact in atlas.facts
+        for phrase in trained_phrasings(fact.relation)
+    }
+    assert len(set(refused["spliced"])) > 700
+    for question in refused["spliced"]:
+        words = tuple(question.split())
+        cuts = [i for i in range(1, len(words)) if words[:i] in heads and words[i:] in tails]
+        assert cuts, question
+        assert normalise(question) not in asked
+
+
 def test_a_part_of_the_data_set_keeps_to_its_countries() -> None:
     part = Atlas(num_countries=5)
     assert len({fact.country for fact in part.facts}) == 5

@@ -182,12 +182,16 @@ def test_a_gradient_that_is_no_number_stops_the_run_with_advice() -> None:
         trainer.train_step()
 
 
+def settings() -> tuple[int, bool, bool]:
+    fills = bool(torch.utils.deterministic.fill_uninitialized_memory)  # type: ignore[attr-defined]
+    return torch.get_num_threads(), torch.are_deterministic_algorithms_enabled(), fills
+
+
 def test_reproducible_puts_the_settings_back() -> None:
-    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    with reproducible(threads=2):
-        assert torch.get_num_threads() == 2
-        assert torch.are_deterministic_algorithms_enabled()
-    assert (torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()) == before
+    before = settings()
+    with reproducible(threads=before[0] + 1):
+        assert settings() == (before[0] + 1, True, False)
+    assert settings() == before
 
 
 def test_an_unknown_recipe_lists_the_known_ones() -> None:
