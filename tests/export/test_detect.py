@@ -108,7 +108,7 @@ def test_the_hash_follows_what_the_model_is_made_from_and_nothing_else(checkpoin
 
 def test_known_models_have_a_place_and_a_sampling() -> None:
     assert MODELS["smollm2"].locate().read_bytes()[:4] == b"GGUF"
-    assert sampling_for("smollm2").temperature == 0.2
+    assert sampling_for("smollm2").repetition_penalty == 1.1
     assert sampling_for("a-model-of-mine").temperature == 0.0
 
 

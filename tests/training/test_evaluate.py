@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 
 from training import evaluate as module
@@ -39,6 +40,7 @@ def trained() -> Decoder:
     model = ModelConfig(
         **{**PRESETS["retnet-moe-tiny"].model_dump(), "vocab_size": TOKENIZER.get_vocab_size()}
     )
+    torch.manual_seed(0)
     known = recipe("retnet-moe-tiny").model_copy(update={"model": model, "batch_size": 3})
     decoder = Decoder(model)
     trainer = Trainer(known, decoder, Batches(Repeating(), TOKENIZER, batch_size=3, seed=0), [])
