@@ -38,7 +38,7 @@ serve: setup ## a real chat model on http://127.0.0.1:8000 (ARGS="--port 9000" t
 	@exec $(BIN)/trident serve $(ARGS)
 
 .PHONY: train
-train: setup ## train atlas from random weights and print its three scores (about 10 minutes)
+train: setup ## train atlas from random weights and print its three scores (10 to 15 minutes)
 	@exec $(BIN)/trident train atlas $(ARGS)
 
 .PHONY: export

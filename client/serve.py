@@ -200,9 +200,14 @@ def _welcome(plan: Plan) -> str:
   curl {address}/v1/chat/completions -H 'content-type: application/json' \\
     -d '{json.dumps(body)}'
 
-  trident chat{url}
+  {_command()} chat{url}
 
 Ctrl-C stops everything."""
+
+
+def _command() -> str:
+    """Return how this command was called, so that what is printed works when it is pasted."""
+    return sys.argv[0] if Path(sys.argv[0]).name == "trident" else "trident"
 
 
 def _check_port(port: int, option: str) -> None:
