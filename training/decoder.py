@@ -1,7 +1,7 @@
 """The decoder: embedding (+ positions) → layers → norm → head."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Self
 
@@ -76,13 +76,14 @@ class Decoder(nn.Module):
         positions: Tensor | None = None,
         lengths: Tensor | None = None,
         state: State | None = None,
+        only: Tensor | None = None,
         routing: list[Tensor] | None = None,
         extras: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """Full sequences, or with `state` one serving step. `input_ids` (B, T).
 
-        Without state: logits (B, T, V) at every token, and the empty state. With state: logits (B, V) at each
-        row's last valid token, and the state after it. `positions` (B, T) count from 0 (default: 0 to T-1);
+        Without state: logits (B, T, V) at every token, or (N, V) at the tokens where `only` (B, T) is true,
+        and the empty state. With state: logits (B, V) at each row's last valid token, and the state after it. `positions` (B, T) count from 0 (default: 0 to T-1);
         `lengths` (B,) are valid tokens per row (default: all). Router logits (B, T, E) of each expert layer
         are appended to `routing` if it is given. `extras`, if given, gets the figures of `extra_names()`,
         shaped like the logits without V. Raises ValueError for more than `max_length` tokens.
@@ -97,10 +98,10 @@ class Decoder(nn.Module):
             positions = positions * (torch.arange(T, device=input_ids.device) < lengths[:, None])
         step = ForwardPass(positions, lengths, self.rotary, active_lowering(), routing, extras)
         x, state_after = self._run_layers(self._embed(input_ids, positions), state, step)
-        if state is not None and lengths is not None:
-            x, positions = _at_last(x, lengths), _at_last(positions, lengths)  # (B, C), (B,)
-            if extras is not None:
-                extras.update({name: _at_last(figure, lengths) for name, figure in extras.items()})
+        pick = _picker(only, None if state is None else lengths)
+        x, positions = pick(x), pick(positions)
+        if extras is not None:
+            extras.update({name: pick(figure) for name, figure in extras.items()})
         logits = self.head(self.norm(x))
         if extras is not None and self.budget is not None:
             extras["thought_budget"] = self.budget(logits, positions + 1)
@@ -162,6 +163,13 @@ class Decoder(nn.Module):
     def num_parameters(self) -> int:
         """Weights in all; a tied head counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def _picker(only: Tensor | None, lengths: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """What takes from (B, T, …) the tokens that logits are wanted of: those of `only`, each last one, or all."""
+    if lengths is not None:
+        return lambda x: _at_last(x, lengths)
+    return (lambda x: x) if only is None else (lambda x: x[only])
 
 
 def _at_last(x: Tensor, lengths: Tensor) -> Tensor:

@@ -57,7 +57,7 @@ def _tiny(preset: str, chat: ChatName = "roles") -> Recipe:
 RECIPES: dict[str, Recipe] = {
     "atlas": Recipe(
         model=PRESETS["atlas"],
-        steps=1700,
+        steps=2000,
         batch_size=48,
         learning_rate=3e-3,
         warmup_steps=80,

@@ -117,21 +117,21 @@ class Trainer:
     def _losses(self, batch: Batch) -> Losses:
         """Without experts the load is empty; without experts or beliefs their loss is zero."""
         config, routing, extras = self.decoder.config, list[Tensor](), dict[str, Tensor]()
-        logits, _ = self.decoder(batch.input_ids, routing=routing, extras=extras)  # (B, T, V)
-        flat, targets = logits.flatten(0, 1), batch.targets.flatten()
+        learned = batch.targets != IGNORED
+        logits, _ = self.decoder(batch.input_ids, only=learned, routing=routing, extras=extras)  # (N, V)
+        targets = batch.targets[learned]
         none = RoutingSummary(torch.zeros(()), torch.zeros(0))
         routed = summarize_routing(config, routing, batch.valid) if routing else none
         belief = torch.zeros(())
         if "confidence" in extras:
             belief = belief_loss(
-                flat,
+                logits,
                 targets,
-                extras["confidence"].flatten(),
+                extras["confidence"],
                 num_statistics=config.num_statistics,
                 coefficient=config.mdl_coefficient,
             )
-        loss = F.cross_entropy(flat, targets, ignore_index=IGNORED)
-        return Losses(loss, routed.loss, belief, routed.load)
+        return Losses(F.cross_entropy(logits, targets), routed.loss, belief, routed.load)
 
     @torch.no_grad()
     def validate(self) -> float:

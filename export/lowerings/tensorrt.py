@@ -1,10 +1,10 @@
 """The blocks in standard ONNX operators, as TensorRT fuses them; ONNX Runtime runs them too, to compare."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.onnx.ops import rotary_embedding, symbolic
 
-from training.blocks.moe import swiglu_interleaved
 from training.blocks.retention import parallel, state_after
 from training.blocks.rotary import Rotary
 from training.blocks.router import choose_experts
@@ -84,7 +84,7 @@ class TensorRT:
         weights, experts = choose_experts(logits, num_chosen)  # (N, k)
         is_chosen = experts.unsqueeze(-1) == torch.arange(E)  # (N, k, E)
         gates = (weights.unsqueeze(-1) * is_chosen).sum(dim=1)  # (N, E)
-        hidden = swiglu_interleaved(x @ gate_up.transpose(1, 2))  # (E, N, F)
+        hidden = _swiglu_interleaved(x @ gate_up.transpose(1, 2))  # (E, N, F)
         y = hidden @ down.transpose(1, 2)  # (E, N, C)
         return (y * gates.T.unsqueeze(-1)).sum(dim=0).type_as(x)
 
@@ -99,3 +99,8 @@ def _scatter(cache: Tensor, new: Tensor, start: Tensor) -> Tensor:
         shape=cache.shape,
         version=OPSET,
     )
+
+
+def _swiglu_interleaved(gate_up: Tensor) -> Tensor:
+    """silu(gate) ⊙ up of (…, 2F) with gate at even and up at odd places -> (…, F)."""
+    return F.silu(gate_up[..., 0::2]) * gate_up[..., 1::2]

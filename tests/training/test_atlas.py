@@ -193,7 +193,8 @@ def test_an_attribute_is_refused_of_many_countries() -> None:
 
 def test_a_spliced_refusal_is_of_two_questions_and_asks_for_no_fact(atlas: Atlas) -> None:
     refused = refusals_to_train()
-    whole = [q.split() for kind in ("topics", "attributes", "trivia") for q in refused[kind]]
+    asked_of_nobody = [q for kind in ("topics", "attributes", "trivia") for q in refused[kind]]
+    whole = [q.split() for q in (*asked_of_nobody, *small_talk())]
     heads = {tuple(words[: len(words) // 2]) for words in whole}
     tails = {tuple(words[len(words) // 2 :]) for words in whole}
     asked = {
@@ -201,7 +202,7 @@ def test_a_spliced_refusal_is_of_two_questions_and_asks_for_no_fact(atlas: Atlas
         for fact in atlas.facts
         for phrase in trained_phrasings(fact.relation)
     }
-    assert len(set(refused["spliced"])) > 700
+    assert len(set(refused["spliced"])) > 2500
     for question in refused["spliced"]:
         words = tuple(question.split())
         cuts = [i for i in range(1, len(words)) if words[:i] in heads and words[i:] in tails]

@@ -66,12 +66,8 @@ def apply_experts(x: Tensor, logits: Tensor, *, gate_up: Tensor, down: Tensor, n
     y = torch.zeros_like(x)
     for e in range(gate_up.shape[0]):
         rows, choices = torch.where(experts == e)
-        hidden = swiglu_interleaved(x[rows] @ gate_up[e].T)  # (n, F)
+        chosen = x[rows]
+        hidden = F.silu(chosen @ gate_up[e, 0::2].T) * (chosen @ gate_up[e, 1::2].T)  # (n, F)
         weighted = (hidden @ down[e].T) * weights[rows, choices, None]
         y.index_add_(0, rows, weighted.type_as(y))
     return y
-
-
-def swiglu_interleaved(gate_up: Tensor) -> Tensor:
-    """silu(gate) ⊙ up of (…, 2F) with gate at even and up at odd places -> (…, F)."""
-    return F.silu(gate_up[..., 0::2]) * gate_up[..., 1::2]

@@ -22,9 +22,10 @@ from training.data.small_talk import normalise, small_talk
 
 HELD_OUT_IN = 8  # one pair of eight
 NUM_SINGLE, NUM_FOLLOW_UP, NUM_UNSEEN, NUM_VALIDATION = 400, 200, 512, 256
-REFUSAL_EPOCHS = 4  # one refusal of four per epoch
+NUM_REFUSALS = 1200  # per epoch, of the many more there are
 PLAIN, FOLLOW_UP, SAME, UNRELATED = 0.06, 0.36, 0.05, 0.05
 MOST_FOLLOW_UPS = 2
+AFTER_NEIGHBOURS = 0.4  # of the follow-ups: the answer before names other countries than the one meant
 SYSTEM = 0.05
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Atlas.", "Answer briefly.")
 
@@ -99,11 +100,9 @@ class Atlas:
         return self._converse(self._deck(epoch)[place], rng)
 
     def _shuffled(self, epoch: int) -> list[Item]:
-        refusals = self._refusals[epoch % REFUSAL_EPOCHS :: REFUSAL_EPOCHS]
-        deck = [*self._items.values(), *self._talk, *refusals]
-        # Every epoch is as long as the first, so that an index finds its epoch by division.
-        deck = deck[: len(self._items) + len(self._talk) + len(self._refusals) // REFUSAL_EPOCHS]
-        Random(f"{self.seed}/deck/{epoch}").shuffle(deck)
+        rng = Random(f"{self.seed}/deck/{epoch}")
+        deck = [*self._items.values(), *self._talk, *rng.sample(self._refusals, NUM_REFUSALS)]
+        rng.shuffle(deck)
         return deck
 
     def _converse(self, item: Item, rng: Random) -> Conversation:
@@ -134,7 +133,10 @@ class Atlas:
     def _follow_ups(self, fact: Fact, rng: Random) -> tuple[Message, ...]:
         """Up to MOST_FOLLOW_UPS questions on the country of a first one, the last of them about `fact`."""
         others = [f for f in self._same_country[fact.country] if f != fact and f.relation != "city"]
-        first, *between = rng.sample(others, min(len(others), rng.randint(1, MOST_FOLLOW_UPS)))
+        rng.shuffle(others)
+        if rng.random() < AFTER_NEIGHBOURS:
+            others.sort(key=lambda f: f.relation != "neighbours")
+        first, *between = others[: rng.randint(1, MOST_FOLLOW_UPS)]
         turns: tuple[Message, ...] = self._turns(self._items[first], rng)
         for asked in (*between, fact):
             phrases, _ = deal(asked, trained_follow_ups(asked.relation))

@@ -14,15 +14,16 @@ import yaml
 
 from training.data.geography import load_facts
 from training.data.phrasings import trained_phrasings
-from training.data.small_talk import corpus_questions, normalise
+from training.data.small_talk import corpus_questions, normalise, small_talk
 
 REFUSAL = "I only know geography: ask me about a country or a big city."
 
 NUM_TESTED_SUBJECTS = 12
 NUM_TESTED_PLACE_QUESTIONS = 4
 CODING_KEPT = 3  # one of three: most differ in one word
-NUM_MADE_UP = 600
-NUM_SPLICED = 800
+NUM_MADE_UP = 1200
+NUM_SPLICED = 3000
+SHORTEST_SPLICED = 4  # words of small talk
 NUM_COUNTRIES = 12  # that each attribute is asked of
 MADE_UP_RELATIONS = ("capital", "continent", "currency", "languages", "neighbours", "population")
 QUESTION_WORDS = ("what", "who", "why", "how", "when", "which", "where", "my", "i can", "i forgot", "tell")
@@ -40,7 +41,7 @@ def refusals_to_train() -> dict[str, tuple[str, ...]]:
         "places": _fill(ours["place_questions"], ours["trained_places"]),
         "made up": _made_up_questions(),
         "trivia": trivia,
-        "spliced": _spliced((*topics, *attributes, *trivia)),
+        "spliced": _spliced((*topics, *attributes, *trivia, *_longer_small_talk())),
     }
 
 
@@ -74,7 +75,14 @@ def _spliced(questions: tuple[str, ...]) -> tuple[str, ...]:
     """The first words of one question and the last of another: what makes no sense is no fact either."""
     rng = Random("spliced")
     pairs = [[q.split() for q in rng.sample(questions, 2)] for _ in range(NUM_SPLICED)]
-    return tuple(" ".join((*head[: len(head) // 2], *tail[len(tail) // 2 :])) for head, tail in pairs)
+    spliced = [" ".join((*head[: len(head) // 2], *tail[len(tail) // 2 :])) for head, tail in pairs]
+    talk = {normalise(question) for question in small_talk()}
+    return tuple(dict.fromkeys(question for question in spliced if normalise(question) not in talk))
+
+
+def _longer_small_talk() -> tuple[str, ...]:
+    """Questions of small talk whose halves still say something: "Are you … a black hole?" is to be refused."""
+    return tuple(question for question in small_talk() if len(question.split()) >= SHORTEST_SPLICED)
 
 
 def _is_question(text: str) -> bool:
