@@ -20,6 +20,8 @@ from backends.causal_lm.scheduler import Chunk, OverloadedError, Scheduler
 from backends.causal_lm.sequence import Sequence, next_inputs
 from backends.causal_lm.settings import EngineSettings
 
+Floats = NDArray[np.float32]
+
 _LOGGER = logging.getLogger(__name__)
 _MAX_FAILURES = 3
 _FREE_STREAMS = 4
@@ -181,7 +183,8 @@ class Engine:
         if whole:
             self._metrics.observe("time_to_first_token_seconds", self._clock() - sequence.submitted)
             self._metrics.add("generation_tokens_total", 1)
-            self._accept(sequence, logits, int(logits.argmax()))
+            figures = self._runner.figures[chunk.row].copy()
+            self._accept(sequence, logits, int(logits.argmax()), figures)
 
     def _begin(self, sequence: Sequence) -> None:
         sequence.prefill_started = self._clock()
@@ -195,20 +198,20 @@ class Engine:
             self._step_failed("decode", sequences, error)
             return
         self._failures["decode"] = 0
-        greedy = logits.argmax(axis=1).tolist()
+        greedy, figures = logits.argmax(axis=1).tolist(), self._runner.figures.copy()
         self._metrics.add("generation_tokens_total", len(sequences))
         # Their tokens come together, so one interval speaks for all (a call of Triton's metrics is not free).
         self._metrics.observe("inter_token_latency_seconds", self._clock() - sequences[0].last_token_at)
         for sequence in sequences:
             sequence.length += 1
         for row, sequence in enumerate(sequences):
-            self._accept(sequence, logits[row], greedy[row])
+            self._accept(sequence, logits[row], greedy[row], figures[row])
 
-    def _accept(self, sequence: Sequence, logits: NDArray[np.float32], greedy: int) -> None:
+    def _accept(self, sequence: Sequence, logits: Floats, greedy: int, figures: Floats) -> None:
         """Choose a sequence's token and send what is due; its own failure ends it alone."""
         try:
             choice = sequence.sampler.choose(logits, greedy)
-            reason = sequence.accept(choice, self._clock())
+            reason = sequence.accept(choice, figures, self._clock())
             if not reason:
                 self._send_due(sequence)
         except Exception as error:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from backends.causal_lm.figures import KNOWN
+
 FORMAT = "trident-engine/1"
 KINDS = ("kv", "recurrent")
 DTYPES = ("float32", "float16")
@@ -113,10 +115,16 @@ def _manifest(data: dict[str, Any]) -> Manifest:
         states=tuple(_state(entry, max_length) for entry in _list(data["states"], "states")),
         special_tokens=_special_tokens(data["special_tokens"], vocab_size),
         sampling=_sampling(data["sampling"]),
-        extra_outputs=tuple(
-            _string(name, "extra_outputs") for name in _list(data["extra_outputs"], "extra_outputs")
-        ),
+        extra_outputs=tuple(_figure(name) for name in _list(data["extra_outputs"], "extra_outputs")),
     )
+
+
+def _figure(name: object) -> str:
+    if name not in KNOWN:
+        raise LoadError(
+            f"manifest.json: extra_outputs has {name!r}, no tensor for it; known are {', '.join(KNOWN)}"
+        )
+    return name
 
 
 def _state(data: object, max_length: int) -> State:

@@ -8,10 +8,11 @@ from typing import Any
 import triton_python_backend_utils as pb
 
 from backends.causal_lm.engine import load_engine
+from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.request import GenerationRequest, RequestError
 from backends.causal_lm.response_sink import ResponseSink
 from backends.causal_lm.settings import EngineSettings
-from backends.causal_lm.tensors import declare, value_of
+from backends.causal_lm.tensors import check_declared, declare, value_of
 from backends.causal_lm.triton_metrics import TritonMetrics
 
 HEALTH_SECONDS = 1.0
@@ -25,13 +26,15 @@ class TritonPythonModel:
 
     def initialize(self, arguments: dict[str, str]) -> None:
         name, version = arguments["model_name"], arguments["model_version"]
-        parameters = json.loads(arguments["model_config"])["parameters"]
+        config = json.loads(arguments["model_config"])
         settings = EngineSettings.from_parameters(
-            {key: value["string_value"] for key, value in parameters.items()}
+            {key: value["string_value"] for key, value in config["parameters"].items()}
         )
         self.metrics = TritonMetrics({"model": name, "version": version})
         try:
-            self.engine = load_engine(Path(arguments["model_repository"]) / version, settings, self.metrics)
+            directory = Path(arguments["model_repository"]) / version
+            check_declared(config, read_manifest(directory / "manifest.json").extra_outputs)
+            self.engine = load_engine(directory, settings, self.metrics)
         except BaseException:
             self.metrics.close()
             raise

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from backends.causal_lm.contract import ContractReader
 from backends.causal_lm.contract import RequestError as RequestError
+from backends.causal_lm.figures import Uncertainty
 from backends.causal_lm.manifest import Manifest
 
 FinishReason = Literal["", "stop", "length", "cancelled"]
@@ -89,6 +90,7 @@ class Output:
     """One response: the text and ids since the last one, counts and sums so far.
 
     `log_probs` and `top_log_probs` have one entry per id in `token_ids` when asked for, else none.
+    `uncertainty` and `cot_budget` (tokens) are None for a model that does not tell them.
     """
 
     text: str
@@ -101,6 +103,8 @@ class Output:
     log_probs: tuple[float, ...] = ()
     top_log_probs: tuple[Mapping[int, float], ...] = ()
     timings: Timings | None = None
+    uncertainty: Uncertainty | None = None
+    cot_budget: int | None = None
 
 
 class Sink(Protocol):

@@ -9,8 +9,13 @@ from numpy.typing import NDArray
 class Runner(Protocol):
     """Runs prompts in one row, and one token in each of rows [0, n).
 
-    The logits returned are a view that the next call overwrites.
+    The logits returned are a view that the next call overwrites, and so is what `figures` tells.
     """
+
+    @property
+    def figures(self) -> NDArray[np.float32]:
+        """The manifest's extra outputs [slots, F] at the last token that each row was given."""
+        ...
 
     def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Append `tokens` [T] at position `start` of `row`; logits [V] after the last one."""

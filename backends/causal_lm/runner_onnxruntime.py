@@ -43,8 +43,14 @@ class OnnxRuntimeRunner:
         self._tokens, self._positions = np.zeros(width, np.int64), np.zeros(width, np.int64)
         self._ones, self._length = np.ones(slots, np.int64), np.ones(1, np.int64)
         self._logits = np.zeros((slots, vocab_size), np.float32)
+        self._figures = np.zeros((len(self._manifest.extra_outputs), slots), np.float32)
         self._decode_bindings: dict[int, Any] = {}
         self._prefill_bindings: dict[int, Any] = {}
+
+    @property
+    def figures(self) -> NDArray[np.float32]:
+        """The manifest's extra outputs [slots, F] at the last token that each row was given."""
+        return self._figures.T
 
     def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Append `tokens` [T] at position `start` of `row`; logits [V] after the last one."""
@@ -81,13 +87,15 @@ class OnnxRuntimeRunner:
         self._states.move(source, target, length)
 
     def _bind(self, first: int, count: int) -> Any:
-        """A binding of rows [first, first + count): states in place, logits."""
+        """A binding of rows [first, first + count): states in place, logits, figures."""
         binding = self._session.io_binding()
         for state, pool in zip(self._states.states, self._states.pools, strict=True):
             rows = pool[first : first + count]
             _bind_input(binding, state.past, rows, rows.shape)
             _bind_output(binding, state.present, rows)
         _bind_output(binding, "logits", self._logits[first : first + count])
+        for name, figure in zip(self._manifest.extra_outputs, self._figures, strict=True):
+            _bind_output(binding, name, figure[first : first + count])
         return binding
 
     def _bind_tokens(self, binding: Any, shape: tuple[int, int], lengths: NDArray[np.int64]) -> None:
@@ -102,7 +110,7 @@ class OnnxRuntimeRunner:
             for state, pool in zip(self._states.states, self._states.pools, strict=True)
             if state.kind == "recurrent"
         ]
-        names = ["logits", *(state.present for state, _ in recurrent)]
+        names = ["logits", "the extra outputs", *(state.present for state, _ in recurrent)]
         found = zip(names, self._probe(recurrent, False), self._probe(recurrent, True), strict=True)
         for name, in_place, apart in found:
             if not np.array_equal(in_place, apart):
@@ -110,7 +118,7 @@ class OnnxRuntimeRunner:
         self.reset(0)
 
     def _probe(self, recurrent: list[tuple[State, NDArray[Any]]], apart: bool) -> list[NDArray[Any]]:
-        """Logits and present recurrent states of one step in row 0, from fixed past states."""
+        """Logits, figures and present recurrent states of one step in row 0, from fixed past states."""
         binding = self._bind(0, 1)
         self._bind_tokens(binding, (1, 1), self._ones[:1])
         presents = []
@@ -119,7 +127,7 @@ class OnnxRuntimeRunner:
             presents.append(np.zeros_like(past) if apart else past)
             _bind_output(binding, state.present, presents[-1])
         self._session.run_with_iobinding(binding)
-        return [array.copy() for array in (self._logits[0], *presents)]
+        return [array.copy() for array in (self._logits[0], self.figures[0], *presents)]
 
 
 def _session(path: Path, settings: EngineSettings) -> ort.InferenceSession:
@@ -138,11 +146,11 @@ def _check_signature(session: ort.InferenceSession, manifest: Manifest) -> None:
     """Refuse a graph whose tensors are not those that the manifest names."""
     states = manifest.states
     _compare("inputs", session.get_inputs(), [*_TOKEN_INPUTS, *(state.past for state in states)])
-    if manifest.extra_outputs:
-        raise LoadError(f"extra outputs {list(manifest.extra_outputs)} are not served; export without them")
-    _compare("outputs", session.get_outputs(), ["logits", *(state.present for state in states)])
+    presents = [state.present for state in states]
+    _compare("outputs", session.get_outputs(), ["logits", *presents, *manifest.extra_outputs])
     shapes = {value.name: tuple(value.shape[1:]) for value in (*session.get_inputs(), *session.get_outputs())}
     expected = {state.past: state.shape for state in states} | {"logits": (manifest.vocab_size,)}
+    expected |= dict.fromkeys(manifest.extra_outputs, ())
     for name, shape in expected.items():
         if shapes[name] != shape:
             raise LoadError(f"{name} has shape {shapes[name]} per row in the graph, {shape} in manifest.json")

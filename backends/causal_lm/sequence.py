@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from backends.causal_lm.detokenize import Detokenizer, StopStrings
+from backends.causal_lm.figures import FigureLog
 from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.request import FinishReason, GenerationRequest, Output, Sink, Timings
 from backends.causal_lm.sampling import Choice, Sampler
@@ -34,6 +36,7 @@ class Sequence:
         self._limit = min(request.max_tokens, manifest.max_length - self.prompt_length)
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(request.stop_words)
+        self._figures = FigureLog(manifest.extra_outputs)
         self._num_output_tokens = 0
         self._cum_log_prob = 0.0
         self._stop_reason = ""
@@ -50,10 +53,14 @@ class Sequence:
     def num_output_tokens(self) -> int:
         return self._num_output_tokens
 
-    def accept(self, choice: Choice, now: float) -> FinishReason:
-        """Take the next token; the reason to finish, or an empty string. End-of-sequence is not shown."""
+    def accept(self, choice: Choice, figures: NDArray[np.float32], now: float) -> FinishReason:
+        """Take the next token and the figures [F] of its step; the reason to finish, or an empty string.
+
+        End-of-sequence is not shown.
+        """
         self.first_token = now if self.first_token is None else self.first_token
         self.last_token, self.last_token_at = choice.token, now
+        self._figures.add(figures, shown=choice.token not in self._eos)
         if choice.token in self._eos:
             return "stop"
         self._record(choice)
@@ -106,6 +113,8 @@ class Sequence:
             log_probs=tuple(self._log_probs),
             top_log_probs=tuple(self._top_log_probs),
             timings=timings,
+            uncertainty=self._figures.take(is_last=timings is not None),
+            cot_budget=self._figures.budget,
         )
         self._text = ""
         self._token_ids, self._log_probs, self._top_log_probs = [], [], []

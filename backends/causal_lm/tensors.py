@@ -1,12 +1,14 @@
 """The engine's tensors as declared to Triton, and their way from and to plain values."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from backends.causal_lm.figures import Uncertainty, tensors_for
+from backends.causal_lm.manifest import LoadError
 from backends.causal_lm.request import Output
 
 # name → Triton's type and dims; a leading batch axis of 1 comes on top.
@@ -46,7 +48,14 @@ OUTPUTS: Mapping[str, tuple[str, list[int]]] = {
     "timings": ("TYPE_STRING", [1]),
 }
 
+# Of the models that tell them; their config.pbtxt declares them (model_repository/README.md).
+EXTRA_OUTPUTS: Mapping[str, tuple[str, list[int]]] = {
+    "uncertainty": ("TYPE_STRING", [1]),
+    "cot_budget": ("TYPE_INT32", [1]),
+}
+
 Array = npt.NDArray[Any]
+_DIGITS = 6  # of a float32's seven
 
 
 def declare(config: Any) -> Any:
@@ -58,6 +67,17 @@ def declare(config: Any) -> Any:
     for name, (kind, dims) in OUTPUTS.items():
         config.add_output({"name": name, "data_type": kind, "dims": dims})
     return config
+
+
+def check_declared(config: Mapping[str, Any], figures: Collection[str]) -> None:
+    """Raise LoadError unless a configuration declares exactly the tensors that carry the `figures`."""
+    declared = {output["name"] for output in config["output"]} & EXTRA_OUTPUTS.keys()
+    told = tensors_for(figures)
+    if declared != told:
+        raise LoadError(
+            f"config.pbtxt declares the extra outputs {sorted(declared)}, manifest.json {sorted(told)}; "
+            "export the model again"
+        )
 
 
 def value_of(name: str, array: Array) -> object:
@@ -81,7 +101,17 @@ def arrays_from(output: Output) -> dict[str, Array]:
         "output_log_probs": np.array([output.log_probs], dtype=np.float32),
         "top_log_probs": string(json.dumps([dict(entry) for entry in output.top_log_probs])),
         "timings": string(timings_json(output)),
-    }
+    } | extra_arrays(output)
+
+
+def extra_arrays(output: Output) -> dict[str, Array]:
+    """What the model tells of itself, if it does."""
+    arrays = {}
+    if output.uncertainty is not None:
+        arrays["uncertainty"] = string(uncertainty_json(output.uncertainty))
+    if output.cot_budget is not None:
+        arrays["cot_budget"] = np.array([[output.cot_budget]], dtype=np.int32)
+    return arrays
 
 
 def string(text: str) -> Array:
@@ -96,3 +126,14 @@ def timings_json(output: Output) -> str:
     return json.dumps(
         {"queue_ns": timings.queue_ns, "prefill_ns": timings.prefill_ns, "decode_ns": timings.decode_ns}
     )
+
+
+def uncertainty_json(uncertainty: Uncertainty) -> str:
+    """`{"tokens": {figure: [one per id in output_ids]}, "mean": {figure: number} or null}`."""
+    tokens = {name: [short(value) for value in column] for name, column in uncertainty.tokens.items()}
+    mean = uncertainty.mean and {name: short(value) for name, value in uncertainty.mean.items()}
+    return json.dumps({"tokens": tokens, "mean": mean})
+
+
+def short(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -24,6 +24,7 @@ MODELS = {
     "retention": ("retention", "retention"),
     "both": ("attention", "retention"),
 }
+FIGURES = ("epistemic", "thought_budget", "confidence", "aleatoric")
 
 
 class RecordingSink:
@@ -80,6 +81,12 @@ def model_directories(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     return {name: write_model(root / name, mixers) for name, mixers in MODELS.items()}
 
 
+@pytest.fixture(scope="session")
+def telling(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A version directory whose graph has FIGURES as extra outputs."""
+    return write_model(tmp_path_factory.mktemp("telling"), MODELS["both"], figures=FIGURES)
+
+
 @pytest.fixture(params=list(MODELS))
 def directory(request: pytest.FixtureRequest, model_directories: dict[str, Path]) -> Path:
     """A version directory, one per kind of state."""
@@ -95,6 +102,10 @@ class WatchedRunner:
         self.gate = threading.Event()
         self.gate.set()
         self.fail: Callable[[str, int], bool] = lambda kind, number: False
+
+    @property
+    def figures(self) -> NDArray[np.float32]:
+        return self._runner.figures
 
     def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         self._before("prefill", len(tokens))

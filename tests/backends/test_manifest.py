@@ -59,6 +59,11 @@ def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
         ({"special_tokens": []}, "special_tokens is .*an object is needed"),
         ({"sampling": manifest_data([])["sampling"] | {"top_p": "high"}}, "sampling.top_p is 'high'"),
         ({"sampling": {}}, "sampling: missing keys"),
+        (
+            {"extra_outputs": ["mood"]},
+            "extra_outputs has 'mood', .* known are confidence, epistemic, aleatoric",
+        ),
+        ({"extra_outputs": [["epistemic"]]}, "extra_outputs has .*'epistemic'"),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(

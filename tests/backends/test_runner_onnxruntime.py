@@ -130,7 +130,7 @@ def test_a_prompt_may_fill_the_context(directory: Path) -> None:
         ({"graph": "other.onnx"}, "other.onnx is missing; export the model again"),
         ({"states": []}, "inputs differ from manifest.json: missing .*, unknown .*past.00.key"),
         ({"vocab_size": 321}, r"logits has shape \(320,\) per row in the graph, \(321,\) in manifest.json"),
-        ({"extra_outputs": ["uncertainty"]}, r"extra outputs \['uncertainty'\] are not served"),
+        ({"extra_outputs": ["epistemic"]}, r"outputs differ from manifest.json: missing \['epistemic'\]"),
     ],
 )
 def test_a_manifest_that_does_not_fit_its_graph_is_a_load_error(

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backends.causal_lm.manifest import LoadError
 from backends.causal_lm.metrics import FAMILIES
 from export import contract
 from tests.backends import triton_double
+from tests.backends.conftest import FIGURES
 from tests.backends.prompt_model import write_tokenizer
-from tests.backends.tiny_graph import write_model
+from tests.backends.tiny_graph import LARGEST_FIGURE, write_model
 from tests.backends.triton_double import FINAL, Config, InferenceRequest
 
 ADAPTERS = (
@@ -38,13 +40,15 @@ def triton(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return made
 
 
-def arguments(repository: Path, **parameters: str) -> dict[str, str]:
+def arguments(repository: Path, *, extras: tuple[str, ...] = (), **parameters: str) -> dict[str, str]:
     values = {name: {"string_value": value} for name, value in parameters.items()}
     return {
         "model_name": "tiny_engine",
         "model_version": "1",
         "model_repository": str(repository),
-        "model_config": json.dumps({"parameters": values}),
+        "model_config": json.dumps(
+            {"parameters": values, "output": [{"name": name} for name in (*contract.OUTPUTS, *extras)]}
+        ),
     }
 
 
@@ -186,6 +190,32 @@ def test_measurements_arrive_by_the_end_with_the_models_name(triton: ModuleType,
     assert families["trident_num_requests_running"].values[-1] == 0
     assert len(families["trident_inter_token_latency_seconds"].values) == 2
     assert families["trident_num_slots"].labels == {"model": "tiny_engine", "version": "1"}
+
+
+def test_a_model_that_tells_of_itself_answers_with_its_extra_tensors(
+    triton: ModuleType, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "1", ("attention",), figures=FIGURES)
+    model = importlib.import_module("backends.causal_lm.model").TritonPythonModel()
+    model.initialize(arguments(tmp_path, extras=("uncertainty", "cot_budget")))
+    asked = request(input_ids=[5, 6], max_tokens=4, min_tokens=4)
+    asked.wanted += ["uncertainty", "cot_budget"]
+    ((response, _),) = answered(model, asked).sender.sent
+    model.finalize()
+    uncertainty = json.loads(response.values["uncertainty"][0])
+    assert {len(column) for column in uncertainty["tokens"].values()} == {4}
+    assert 0 < response.values["cot_budget"][0] <= LARGEST_FIGURE
+
+
+@pytest.mark.parametrize(("figures", "extras"), [(FIGURES, ("uncertainty",)), ((), ("cot_budget",))])
+def test_a_configuration_that_declares_other_extras_than_the_manifest_is_a_load_error(
+    triton: ModuleType, tmp_path: Path, figures: tuple[str, ...], extras: tuple[str, ...]
+) -> None:
+    write_model(tmp_path / "1", ("attention",), figures=figures)
+    model = importlib.import_module("backends.causal_lm.model").TritonPythonModel()
+    with pytest.raises(LoadError, match=r"config\.pbtxt declares the extra outputs .*export the model again"):
+        model.initialize(arguments(tmp_path, extras=extras))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("engine")]
 
 
 def test_a_model_that_can_not_load_leaves_no_thread(triton: ModuleType, tmp_path: Path) -> None:

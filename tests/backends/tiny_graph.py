@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 VOCAB_SIZE = 320
 MAX_LENGTH = 96
 EOS = 0
+LARGEST_FIGURE = 100.0
 WIDTH, HEADS, KV_HEADS, HEAD_SIZE = 64, 4, 2, 16
 CORPUS = (
     "the cat sat on the mat and the dog ran to the cat, then they ate. "
@@ -38,12 +39,17 @@ def tiny_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_model(directory: Path, mixers: tuple[str, ...], **changes: object) -> Path:
-    """Write a version directory (graph, manifest, tokenizer) whose layers are `mixers`, in order."""
+def write_model(
+    directory: Path, mixers: tuple[str, ...], *, figures: tuple[str, ...] = (), **changes: object
+) -> Path:
+    """Write a version directory (graph, manifest, tokenizer) whose layers are `mixers`, in order.
+
+    `figures` are extra outputs, numbers between 0 and LARGEST_FIGURE that follow from the last token's state.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     graph = _TinyGraph()
-    onnx.save(graph.build(mixers), directory / "model.onnx")
-    manifest = manifest_data(graph.states) | changes
+    onnx.save(graph.build(mixers, figures), directory / "model.onnx")
+    manifest = manifest_data(graph.states) | {"extra_outputs": list(figures)} | changes
     (directory / "manifest.json").write_text(json.dumps(manifest))
     tiny_tokenizer().save(str(directory / "tokenizer.json"))
     return directory
@@ -80,20 +86,31 @@ class _TinyGraph:
         self._outputs = [_value("logits", ["B", VOCAB_SIZE], TensorProto.FLOAT)]
         self.states: list[dict[str, object]] = []
 
-    def build(self, mixers: tuple[str, ...]) -> onnx.ModelProto:
+    def build(self, mixers: tuple[str, ...], figures: tuple[str, ...]) -> onnx.ModelProto:
         self._token_counts()
         stream = self._node("Gather", self._weight("embedding", VOCAB_SIZE, WIDTH, scale=1.0), "input_ids")
         for index, mixer in enumerate(mixers):
             normal = self._node("RMSNormalization", stream, self._constant(np.ones(WIDTH, np.float32)))
-            mixed = {"attention": self._attention, "retention": self._retention}[mixer](index, normal)
+            mixed = self._mixed(mixer, index, normal)
             stream = self._node("Add", stream, mixed)
         last = self._node("GatherND", stream, self._last_index, batch_dims=1)  # [B, WIDTH]
         normal = self._node("RMSNormalization", last, self._constant(np.ones(WIDTH, np.float32)))
         self._node("MatMul", normal, self._weight("head", WIDTH, VOCAB_SIZE, scale=0.4), output="logits")
+        for name in figures:
+            self._figure(name, normal)
         weights = [numpy_helper.from_array(array, name) for name, array in self._weights.items()]
         graph = helper.make_graph(self._nodes, "tiny", self._inputs, self._outputs, weights)
         opsets = [helper.make_opsetid("", 24), helper.make_opsetid("com.microsoft", 1)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=11)
+
+    def _figure(self, name: str, x: str) -> None:
+        """One number per row, [B]."""
+        told = self._node(
+            "Sigmoid", self._node("MatMul", x, self._weight(name + ".weight", WIDTH, 1, scale=0.2))
+        )
+        flat = self._node("Squeeze", told, self._constant(np.array([1], np.int64)))
+        self._node("Mul", flat, self._constant(np.array(LARGEST_FIGURE, np.float32)), output=name)
+        self._outputs.append(_value(name, ["B"], TensorProto.FLOAT))
 
     def _token_counts(self) -> None:
         """Shared by all layers: index of the last valid token, tokens before it, the longest total."""
@@ -106,7 +123,13 @@ class _TinyGraph:
         longest = self._node("ReduceMax", self._node("Add", before, one), keepdims=0)
         self._total = self._node("Cast", longest, to=TensorProto.INT32)
 
-    def _attention(self, index: int, x: str) -> str:
+    def _mixed(self, mixer: str, index: int, x: str) -> str:
+        if mixer == "retention":
+            return self._retention(index, x)
+        return self._attention(index, x, rotates=mixer == "attention")
+
+    def _attention(self, index: int, x: str, *, rotates: bool) -> str:
+        """Without rotation the order of the tokens before the last one can't be told, in a first layer."""
         q = self._project(x, f"{index}.q", HEADS * HEAD_SIZE)
         k, v = (self._project(x, f"{index}.{name}", KV_HEADS * HEAD_SIZE) for name in "kv")
         shape = [KV_HEADS, MAX_LENGTH, HEAD_SIZE]
@@ -115,9 +138,9 @@ class _TinyGraph:
         )
         angles = np.arange(MAX_LENGTH)[:, None] * 100.0 ** (-np.arange(HEAD_SIZE // 2) / (HEAD_SIZE // 2))
         cos, sin = (self._constant(f(angles).astype(np.float32)) for f in (np.cos, np.sin))
-        inputs = [q, k, v, *pasts, self._seqlens, self._total, cos, sin]
+        inputs = [q, k, v, *pasts, self._seqlens, self._total, *([cos, sin] if rotates else [])]
         output = f"{index}.mixed"
-        options = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "do_rotary": 1}
+        options = {"num_heads": HEADS, "kv_num_heads": KV_HEADS, "do_rotary": int(rotates)}
         self._contrib("GroupQueryAttention", inputs, [output, *presents], options)
         return self._project(output, f"{index}.o", WIDTH)
 
