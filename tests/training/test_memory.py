@@ -12,7 +12,7 @@ if sys.argv[1] == "keep":
     keep_freed_memory()
 def faults_of_a_step():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    _ = [torch.ones(1_000_000) for _ in range(20)]
+    _ = [torch.ones(12_000_000) for _ in range(3)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print([faults_of_a_step() for _ in range(5)][-1])
 """
