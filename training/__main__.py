@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,20 +13,29 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from training.checkpoint import CheckpointError, load_model
+from training.data.choice import DataError, Format, choose_data
+from training.data.load import load_corpus
 from training.decoder import count_parameters
-from training.evaluate import Report, evaluate
+from training.evaluate import evaluate, num_parts, write_evaluation
+from training.memory import keep_freed_memory
 from training.presets import PRESETS
-from training.recipes import RECIPES, Recipe, recipe
-from training.run import Interrupted, Run, RunError, data_of, read_recipe
+from training.recipes import RECIPES, Recipe
+from training.report import print_report
+from training.run import Interrupted, Run, RunError, find_model, find_recipe, read_recipe
+from training.scalars import TensorBoard
 from training.tokenizer import load_tokenizer
-from training.trainer import StepReport
+from training.trainer import StepReport, reproducible
 
 RUNS = Path("training/runs")
 STOPPED = 130  # what a shell expects after Ctrl-C
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train models and ask them questions.")
 
-Name = Annotated[str, typer.Argument(help=f"One of: {', '.join(RECIPES)}.")]
+Name = Annotated[str, typer.Argument(help=f"A recipe's file, or one of: {', '.join(RECIPES)}.")]
 Output = Annotated[Path | None, typer.Option(help="The run's directory; default training/runs/NAME.")]
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(help="Train on this: text, JSON lines of chats, or a directory that `datasets` saved."),
+]
 
 
 @app.command()
@@ -34,30 +43,47 @@ def train(
     name: Name,
     steps: Annotated[int | None, typer.Option(min=1, help="Train for another number of steps.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw weights and data from another seed.")] = None,
+    data: Data = None,
+    format: Annotated[
+        Format | None, typer.Option(help="Of the data; default: .jsonl is chat, any other file text.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was stopped.")] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write OUTPUT/tensorboard, too.")
+    ] = False,
     output: Output = None,
 ) -> None:
     """Train a model from random weights, evaluate it, and leave it in OUTPUT/production."""
-    directory, console = output or RUNS / name, Console()
-    if resume and (steps is not None or seed is not None):
-        raise RunError("--resume keeps the run's own steps and seed: leave --steps and --seed out")
-    changes = {key: value for key, value in (("steps", steps), ("seed", seed)) if value is not None}
-    run = Run.resume(directory) if resume else Run.start(directory, _changed(recipe(name), changes))
+    directory, console = output or RUNS / Path(name).stem, Console()
+    changes: dict[str, Any] = {"steps": steps, "seed": seed}
+    changes["data"] = choose_data(data, format).model_dump() if data else None
+    changes = {key: value for key, value in changes.items() if value is not None}
+    if resume and changes:
+        given = ", ".join(f"--{key}" for key in changes)
+        raise RunError(f"--resume keeps the run's own steps, seed and data: leave {given} out")
+    keep_freed_memory()
+    run = Run.resume(directory) if resume else Run.start(directory, _changed(find_recipe(name), changes))
+    if tensorboard:
+        run.events.mirror(TensorBoard(directory / "tensorboard"))
     _say_where(console, run)
     with _stop_on_signal() as should_stop, _progress(console, run) as on_step:
         report = run.complete(should_stop=should_stop, on_step=on_step)
-    console.print(_table(report))
+    print_report(console, report)
     console.print(f"Model: {run.production}", soft_wrap=True)
 
 
 @app.command("evaluate")
-def evaluate_command(name: Name, output: Output = None) -> None:
-    """Ask a finished model the questions of its three test sets again."""
-    directory = output or RUNS / name
-    known = read_recipe(directory)
-    model = directory / "production"
-    report = evaluate(load_model(model), load_tokenizer(model), data_of(known), num_cases=known.num_cases)
-    Console().print(_table(report))
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="A run's name, its directory, or a model directory in it.")],
+) -> None:
+    """Measure a finished model again, print a table and write its evaluation.json."""
+    directory, console = find_model(model, RUNS), Console()
+    decoder, tokenizer, known = load_model(directory), load_tokenizer(directory), read_recipe(directory)
+    data = load_corpus(known.data, seed=known.seed).prepare(tokenizer, known.shape)
+    with _evaluation_bar(console, num_parts(data)) as advance, reproducible(threads=known.threads):
+        report = evaluate(decoder, tokenizer, data, advance=advance)
+    print_report(console, report)
+    console.print(f"Written: {write_evaluation(report, directory)}", soft_wrap=True)
 
 
 @app.command()
@@ -73,7 +99,7 @@ def presets() -> None:
     Console().print(table)
 
 
-def _changed(base: Recipe, changes: dict[str, int]) -> Recipe:
+def _changed(base: Recipe, changes: dict[str, Any]) -> Recipe:
     return Recipe.model_validate({**base.model_dump(), **changes})
 
 
@@ -84,6 +110,7 @@ def _say_where(console: Console, run: Run) -> None:
     console.print(
         f"{begin}: {size:.2f} M parameters, {run.recipe.threads} threads, in {run.directory}", soft_wrap=True
     )
+    console.print(f"Data: {run.data.summary}", soft_wrap=True)
     for reason in run.passed_over:
         console.print(f"Passed over a checkpoint: {reason}", soft_wrap=True)
 
@@ -120,11 +147,13 @@ def _progress(console: Console, run: Run) -> Iterator[Callable[[StepReport], Non
         yield show
 
 
-def _table(report: Report) -> Table:
-    table = Table("test set", "exact", "of", "share", title="Answers that are right to the letter")
-    for name, result in report.scores.items():
-        table.add_row(name.replace("_", " "), str(result.right), str(result.of), f"{result.share:.2%}")
-    return table
+@contextmanager
+def _evaluation_bar(console: Console, num_parts: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, nothing elsewhere."""
+    columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("evaluating", total=num_parts)
+        yield lambda: bar.advance(task)
 
 
 def main() -> None:
@@ -134,7 +163,7 @@ def main() -> None:
     except Interrupted as stop:
         Console(stderr=True).print(f"Stopped after step {stop.step} and saved. Continue with --resume.")
         raise SystemExit(STOPPED) from None
-    except (RunError, CheckpointError, KeyError, FloatingPointError) as error:
+    except (RunError, CheckpointError, DataError, KeyError, FloatingPointError) as error:
         Console(stderr=True).print(str(error.args[0]), style="red", markup=False, soft_wrap=True)
         raise SystemExit(1) from None
 

@@ -1,53 +1,50 @@
-"""How well a model answers: the share of test cases whose greedy answer is exactly the right one."""
+"""How good a model is: its predictions on held-out text beside simple baselines, and its answers to tests."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from training.chat import END, render
-from training.data.atlas import Atlas, Case
+from training.baselines import Baselines, measure_baselines
+from training.data.case import Case
+from training.data.corpus import PreparedData
 from training.decoder import Decoder
-from training.generate import greedy
-from training.tokenizer import chat_format, token_id
+from training.exact_match import BATCH, Score, score
+from training.predictions import (
+    Doubt,
+    LayerLoad,
+    Quality,
+    describe_doubt,
+    describe_layers,
+    predict,
+    summarize,
+)
 
-BATCH = 128
+EVALUATION = "evaluation.json"
 NUM_EXAMPLES = 5
-MARGIN = 4  # tokens an answer may run over the longest right one before it is cut
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A case that went wrong."""
-
-    question: str
-    expected: str
-    given: str
-
-
-@dataclass(frozen=True)
-class Score:
-    """Exact answers of one test set; `kinds` maps each kind of case to (right, of)."""
-
-    right: int
-    of: int
-    kinds: dict[str, tuple[int, int]]
-    mistakes: list[Mistake] = field(default_factory=list)
-
-    @property
-    def share(self) -> float:
-        """Right answers as a share of all, 0 to 1."""
-        return self.right / self.of
 
 
 @dataclass(frozen=True)
 class Report:
-    """The scores of the three test sets by name, and held-out questions that the model answers rightly."""
+    """All that is measured of a finished model.
 
+    `scores` are by test set, `experts` by layer, `uncertainty` by figure; `examples` are held-out questions
+    that the model answers rightly.
+    """
+
+    data: str
+    quality: Quality
+    baselines: Baselines
     scores: dict[str, Score]
     examples: list[dict[str, str]]
+    experts: list[LayerLoad]
+    uncertainty: dict[str, Doubt]
 
     def as_json(self) -> dict[str, Any]:
         """The form of `evaluation.json`."""
@@ -55,18 +52,48 @@ class Report:
             name: {"right": s.right, "of": s.of, "share": s.share, "kinds": s.kinds}
             for name, s in self.scores.items()
         }
-        return {"scores": scores, "examples": self.examples}
+        return {
+            "data": self.data,
+            "quality": asdict(self.quality),
+            "baselines": asdict(self.baselines),
+            "scores": scores,
+            "examples": self.examples,
+            "experts": [asdict(layer) for layer in self.experts],
+            "uncertainty": {name: asdict(doubt) for name, doubt in self.uncertainty.items()},
+        }
+
+    def as_text(self) -> str:
+        """The content of `evaluation.json`."""
+        return json.dumps(self.as_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def evaluate(decoder: Decoder, tokenizer: Tokenizer, data: Atlas, *, num_cases: int | None = None) -> Report:
-    """Score the three test sets of `data`, each by itself, or the first `num_cases` of each."""
-    sets = {
-        "held_out": data.held_out(),
-        "unseen_templates": data.unseen_templates(),
-        "out_of_domain": data.out_of_domain(),
-    }
-    scores = {name: score(decoder, tokenizer, cases[:num_cases]) for name, cases in sets.items()}
-    return Report(scores, _examples(sets["held_out"][:num_cases], scores["held_out"]))
+def _ignore() -> None:
+    """Nobody watches."""
+
+
+def evaluate(
+    decoder: Decoder, tokenizer: Tokenizer, data: PreparedData, *, advance: Callable[[], None] = _ignore
+) -> Report:
+    """Measure everything that `data` allows; `advance` is called `num_parts(data)` times on the way."""
+    predictions = predict(decoder, data.validation, advance)
+    baselines = measure_baselines(data, vocab_size=decoder.config.vocab_size)
+    advance()
+    sets = {name: cases for name, cases in data.test_sets.items() if cases}
+    scores = {name: score(decoder, tokenizer, cases, advance=advance) for name, cases in sets.items()}
+    return Report(
+        data=data.summary,
+        quality=summarize(predictions, tokenizer),
+        baselines=baselines,
+        scores=scores,
+        examples=_examples(sets["held_out"], scores["held_out"]) if "held_out" in sets else [],
+        experts=describe_layers(predictions.load),
+        uncertainty=describe_doubt(predictions),
+    )
+
+
+def num_parts(data: PreparedData) -> int:
+    """How often `evaluate` reports that it has come further."""
+    return len(data.validation) + 1 + sum(math.ceil(len(cases) / BATCH) for cases in data.test_sets.values())
 
 
 def _examples(cases: Sequence[Case], result: Score) -> list[dict[str, str]]:
@@ -81,32 +108,17 @@ def _examples(cases: Sequence[Case], result: Score) -> list[dict[str, str]]:
     return [{"question": case.messages[-1].content, "answer": case.answer} for case in chosen]
 
 
-def score(decoder: Decoder, tokenizer: Tokenizer, cases: Sequence[Case]) -> Score:
-    """Ask every case and compare the whole answer; a longer answer is wrong. `cases` must not be empty."""
-    answers = answer_all(decoder, tokenizer, cases)
-    asked = Counter(case.kind for case in cases)
-    right = Counter(case.kind for case, given in zip(cases, answers, strict=True) if given == case.answer)
-    mistakes = [
-        Mistake(case.messages[-1].content, case.answer, given)
-        for case, given in zip(cases, answers, strict=True)
-        if given != case.answer
-    ]
-    kinds = {kind: (right[kind], of) for kind, of in sorted(asked.items())}
-    return Score(right.total(), len(cases), kinds, mistakes)
-
-
-def answer_all(decoder: Decoder, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str]:
-    """The model's answer to each case, asked through the chat template."""
-    chat = chat_format(tokenizer)
-    prompts = [render(case.messages, add_generation_prompt=True, chat=chat) for case in cases]
-    ids = [encoding.ids for encoding in tokenizer.encode_batch(prompts, add_special_tokens=False)]
-    longest = max(len(e.ids) for e in tokenizer.encode_batch([case.answer for case in cases]))
-    end = token_id(tokenizer, END)
-    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    answers = [""] * len(ids)
-    for start in range(0, len(order), BATCH):
-        batch = order[start : start + BATCH]
-        rows = greedy(decoder, [ids[i] for i in batch], max_tokens=longest + MARGIN, end=end)
-        for i, text in zip(batch, tokenizer.decode_batch(rows, skip_special_tokens=False), strict=True):
-            answers[i] = text
-    return answers
+def write_evaluation(report: Report, directory: Path) -> Path:
+    """Write `evaluation.json` into a model directory: the whole of it or, if that fails, nothing."""
+    path = directory / EVALUATION
+    handle, name = tempfile.mkstemp(prefix=f".{EVALUATION}.", dir=directory)
+    fresh = Path(name)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(report.as_text())
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    return path

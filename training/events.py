@@ -4,7 +4,15 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+
+class Mirror(Protocol):
+    """Something that shows events elsewhere."""
+
+    def write(self, event: dict[str, Any]) -> None:
+        """Take one event as it stands in the log."""
+        ...
 
 
 class EventLog:
@@ -15,12 +23,22 @@ class EventLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         _cut_half_line(path)
+        self._mirrors: list[Mirror] = []
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; a whole line reaches the file at once. `fields` must be plain JSON values."""
-        line = json.dumps({"event": event, **fields}, allow_nan=False) + "\n"
+        entry = {"event": event, **fields}
+        line = json.dumps(entry, allow_nan=False) + "\n"
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line)
+        for mirror in self._mirrors:
+            mirror.write(entry)
+
+    def mirror(self, mirror: Mirror) -> None:
+        """Show `mirror` every event so far, and from now on each new one."""
+        for entry in read_events(self._path):
+            mirror.write(entry)
+        self._mirrors.append(mirror)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,18 +1,23 @@
 """What it takes to train a model again: the architecture, the data, the schedule and every seed."""
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from training.chat import ChatName
 from training.config import ModelConfig
+from training.data.choice import AtlasData, DataChoice
+from training.data.corpus import Shape
 from training.presets import PRESETS
 
 
 class Recipe(BaseModel):
     """A training run as data; the same recipe gives the same weights on the same machine and versions.
 
-    `num_countries` and `num_cases` (of each test set) cut the atlas data set, None leaves it whole. The
-    learning rate rises linearly over `warmup_steps` and falls to zero along a cosine at `steps`.
-    `*_every` count steps.
+    Rows of text have `sequence_length` tokens and conversations at most that many; None is all that the model
+    can hold. `validation_tokens` bounds what the validation loss is measured on, `num_cases` each test set
+    (None: atlas's whole sets, 200 of a chat). The learning rate rises linearly over `warmup_steps` and falls
+    to zero along a cosine at `steps`. `*_every` count steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,13 +30,35 @@ class Recipe(BaseModel):
     warmup_steps: PositiveInt
     weight_decay: NonNegativeFloat
     clip_norm: PositiveFloat = 1.0
-    num_countries: PositiveInt | None = None
+    data: DataChoice = AtlasData()
+    sequence_length: PositiveInt | None = None
+    validation_tokens: PositiveInt = 50_000
     num_cases: PositiveInt | None = None
     seed: int = 0
     threads: PositiveInt = 2
     log_every: PositiveInt = 10
     validate_every: PositiveInt = 100
     save_every: PositiveInt = 100
+
+    @property
+    def shape(self) -> Shape:
+        """How the data are cut into batches and tests."""
+        return Shape(
+            batch_size=self.batch_size,
+            max_tokens=self.sequence_length or self.model.max_length,
+            seed=self.seed,
+            validation_tokens=self.validation_tokens,
+            num_cases=self.num_cases,
+        )
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.sequence_length is not None and self.sequence_length > self.model.max_length:
+            raise ValueError(
+                f"sequence_length is {self.sequence_length}, but the model's max_length is "
+                f"{self.model.max_length}: give at most that"
+            )
+        return self
 
 
 def _tiny(preset: str, chat: ChatName = "roles") -> Recipe:
@@ -45,7 +72,7 @@ def _tiny(preset: str, chat: ChatName = "roles") -> Recipe:
         learning_rate=3e-3,
         warmup_steps=10,
         weight_decay=0.05,
-        num_countries=6,
+        data=AtlasData(num_countries=6),
         num_cases=16,
         threads=1,
         log_every=1,

@@ -7,10 +7,10 @@ training/runs/NAME/
   production/      the finished model, with evaluation.json: what export reads
 """
 
-import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
@@ -18,20 +18,20 @@ import torch
 from pydantic import ValidationError
 from tokenizers import Tokenizer
 
-from training.chat import CHAT_FORMATS, ChatFormat, Conversation, Message, segments
-from training.checkpoint import CheckpointError, atomic_directory, describe_errors, save_model
-from training.data.atlas import Atlas, Case
-from training.data.batches import Batch, Batches, encode, pad_rows
+from training.chat import CHAT_FORMATS
+from training.checkpoint import CONFIG, CheckpointError, atomic_directory, describe_errors, save_model
+from training.data.choice import FileData
+from training.data.corpus import Corpus
+from training.data.load import load_corpus
 from training.decoder import Decoder
-from training.evaluate import Report, evaluate
+from training.evaluate import EVALUATION, Report, evaluate
 from training.events import EventLog
-from training.recipes import Recipe
+from training.recipes import Recipe, recipe
 from training.snapshots import Snapshot, load_newest, save_snapshot, snapshot_paths
 from training.tokenizer import load_tokenizer, tokenizer_files, train_tokenizer
 from training.trainer import StepReport, Trainer, reproducible
 
-TOKENIZER_EPOCHS = 2
-VALIDATION_BATCH = 64
+RECIPE, HELD_OUT = "recipe.json", "held_out.txt"
 
 
 class RunError(ValueError):
@@ -49,37 +49,36 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 class Run:
     """One run directory with everything in memory to go on. Make one with `start` or `resume`."""
 
-    def __init__(self, directory: Path, recipe: Recipe, tokenizer: Tokenizer, data: Atlas) -> None:
+    def __init__(self, directory: Path, recipe: Recipe, tokenizer: Tokenizer, corpus: Corpus) -> None:
         self.directory = directory
         self.recipe = recipe
         self.tokenizer = tokenizer
-        self.data = data
+        self.data = corpus.prepare(tokenizer, recipe.shape)
         self.events = EventLog(directory / "events.jsonl")
         self.best_validation: float | None = None
         self.passed_over: list[str] = []
         torch.manual_seed(recipe.seed)  # before the decoder draws its weights
-        batches = Batches(data, tokenizer, batch_size=recipe.batch_size, seed=recipe.seed)
-        validation = validation_batches(data.validation()[: recipe.num_cases], tokenizer)
-        self.trainer = Trainer(recipe, Decoder(recipe.model), batches, validation)
+        self.trainer = Trainer(recipe, Decoder(recipe.model), self.data.batches, self.data.validation)
 
     @classmethod
     def start(cls, directory: Path, recipe: Recipe) -> Self:
-        """A new run. Raises RunError if `directory` exists."""
+        """A new run. Raises RunError if `directory` exists, DataError for data that can't be trained on."""
         if directory.exists():
             raise RunError(
                 f"{directory} exists: continue it with --resume, remove it, or give another --output"
             )
-        data = data_of(recipe)
-        chat = CHAT_FORMATS[recipe.chat]
-        tokenizer = train_tokenizer(training_texts(data, chat), vocab_size=recipe.model.vocab_size, chat=chat)
+        if isinstance(recipe.data, FileData):
+            recipe = recipe.model_copy(update={"data": recipe.data.stamped()})
+        corpus, chat = load_corpus(recipe.data, seed=recipe.seed), CHAT_FORMATS[recipe.chat]
+        tokenizer = train_tokenizer(corpus.texts(chat), vocab_size=recipe.model.vocab_size, chat=chat)
         model = recipe.model.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
         recipe = recipe.model_copy(update={"model": model})
         with atomic_directory(directory) as fresh:
-            (fresh / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+            (fresh / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
             (fresh / "tokenizer").mkdir()
             for name, text in tokenizer_files(tokenizer).items():
                 (fresh / "tokenizer" / name).write_text(text, encoding="utf-8")
-        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), data)
+        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), corpus)
         run.events.write("start", steps=recipe.steps, parameters=run.trainer.decoder.num_parameters())
         return run
 
@@ -87,10 +86,12 @@ class Run:
     def resume(cls, directory: Path) -> Self:
         """The run as its newest whole checkpoint left it, or from step 0 if it had none yet.
 
-        Corrupt checkpoints that were passed over are in the event log. Raises RunError, CheckpointError.
+        Corrupt checkpoints that were passed over are in the event log. Raises RunError, CheckpointError, and
+        DataError if the data have changed.
         """
         recipe = read_recipe(directory)
-        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), data_of(recipe))
+        corpus = load_corpus(recipe.data, seed=recipe.seed)
+        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), corpus)
         for leftover in (*directory.glob(".*"), *run.checkpoints.glob(".*")):  # half-written when killed
             shutil.rmtree(leftover)
         if snapshot_paths(run.checkpoints):
@@ -158,8 +159,8 @@ class Run:
         self.events.write("validation", step=self.trainer.step, loss=loss, is_best=is_best)
         if is_best:
             self.best_validation = loss
-            files = tokenizer_files(self.tokenizer)
-            save_model(self.directory / "milestone", self.trainer.decoder, companions=files, replace=True)
+            path = self.directory / "milestone"
+            save_model(path, self.trainer.decoder, companions=self._companions(), replace=True)
 
     def _save(self) -> None:
         snapshot = Snapshot(self.trainer.step, self.best_validation, self.trainer.tensors())
@@ -167,40 +168,58 @@ class Run:
         self.events.write("checkpoint", step=self.trainer.step, path=path.name)
 
     def _finish(self) -> Report:
-        report = evaluate(self.trainer.decoder, self.tokenizer, self.data, num_cases=self.recipe.num_cases)
-        text = json.dumps(report.as_json(), indent=2, ensure_ascii=False) + "\n"
-        files = {**tokenizer_files(self.tokenizer), "evaluation.json": text}
+        report = evaluate(self.trainer.decoder, self.tokenizer, self.data)
+        files = {**self._companions(), EVALUATION: report.as_text()}
         save_model(self.production, self.trainer.decoder, companions=files, replace=True)
         shares = {name: score.share for name, score in report.scores.items()}
-        self.events.write("end", step=self.trainer.step, path=self.production.name, **shares)
+        losses = {"loss": report.quality.loss, **asdict(report.baselines)}
+        self.events.write("end", step=self.trainer.step, path=self.production.name, **losses, **shares)
         return report
+
+    def _companions(self) -> dict[str, str]:
+        """What makes a model directory one that can be exported and evaluated again."""
+        own = {RECIPE: recipe_text(self.recipe), HELD_OUT: self.data.held_out}
+        return {**tokenizer_files(self.tokenizer), **own}
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The content of `recipe.json`."""
+    return recipe.model_dump_json(indent=2) + "\n"
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe called `name`, or the one in the JSON file `name`. Raises KeyError, CheckpointError."""
+    path = Path(name)
+    return _parse_recipe(path) if path.suffix == ".json" and path.is_file() else recipe(name)
+
+
+def find_model(name: str, runs: Path) -> Path:
+    """The model directory of the run called `name` in `runs`, of a run's directory, or `name` itself.
+
+    Raises RunError if there is none, or the run is not finished.
+    """
+    directory = Path(name) if Path(name).is_dir() else runs / name
+    if not (directory / RECIPE).is_file():
+        raise RunError(f"{directory / RECIPE} is missing: give a run's name, its directory or a model in it")
+    if (directory / CONFIG).is_file():
+        return directory
+    if not (directory / "production").is_dir():
+        raise RunError(
+            f"{directory} is not finished: continue it with --resume, or evaluate {directory / 'milestone'}"
+        )
+    return directory / "production"
 
 
 def read_recipe(directory: Path) -> Recipe:
     """The recipe of a run that was started. Raises RunError if there is none, else CheckpointError."""
-    path = directory / "recipe.json"
+    path = directory / RECIPE
     if not path.is_file():
         raise RunError(f"{path} is missing, so no run was started there: train without --resume")
+    return _parse_recipe(path)
+
+
+def _parse_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise CheckpointError(f"{path}: {describe_errors(error)}") from error
-
-
-def data_of(recipe: Recipe) -> Atlas:
-    """The data set that a recipe trains on and is tested on."""
-    return Atlas(seed=recipe.seed, num_countries=recipe.num_countries)
-
-
-def training_texts(data: Atlas, chat: ChatFormat) -> list[str]:
-    """What the tokenizer learns from: two epochs of training text, nothing of the tests."""
-    conversations = map(data.conversation, range(TOKENIZER_EPOCHS * data.epoch_length))
-    return [text for conversation in conversations for text, _ in segments(conversation, chat)]
-
-
-def validation_batches(cases: Sequence[Case], tokenizer: Tokenizer) -> list[Batch]:
-    """The validation cases with their answers, in batches of like length."""
-    conversations = [Conversation((*case.messages, Message("assistant", case.answer))) for case in cases]
-    rows = sorted(encode(conversations, tokenizer), key=lambda row: len(row[0]))
-    starts = range(0, len(rows), VALIDATION_BATCH)
-    return [pad_rows(rows[start : start + VALIDATION_BATCH], tokenizer) for start in starts]

@@ -25,7 +25,7 @@ from training.blocks.router import (
 from training.chat import Conversation, ask
 from training.checkpoint import load_model, save_model
 from training.config import ModelConfig
-from training.data.batches import Batches
+from training.data.batches import PaddedBatches
 from training.decoder import Decoder
 from training.lowering import Eager
 from training.presets import PRESETS
@@ -191,7 +191,7 @@ def trainer() -> Trainer:
     tokenizer = train_tokenizer(["one two three number"], vocab_size=280)
     model = CONFIG.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
     known = recipe("retnet-moe-tiny").model_copy(update={"model": model})
-    batches = Batches(Counting(), tokenizer, batch_size=2, seed=0)
+    batches = PaddedBatches(Counting(), tokenizer, batch_size=2, seed=0)
     return Trainer(known, Decoder(model), batches, [])
 
 

@@ -26,7 +26,8 @@ PATIENCE = 60.0  # seconds; a subprocess that needs longer hangs
 def short(**changes: object) -> Recipe:
     """A run of a second: 16 steps on two countries, saved every 4."""
     base = recipe(NAME).model_dump()
-    quick = {"steps": 16, "warmup_steps": 4, "num_countries": 2, "save_every": 4, "validate_every": 8}
+    quick = {"steps": 16, "warmup_steps": 4, "save_every": 4, "validate_every": 8}
+    quick["data"] = {"kind": "atlas", "num_countries": 2}
     return Recipe.model_validate({**base, **quick, **changes})
 
 
@@ -57,7 +58,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_what_export_reads_and_what_resume_reads(straight: Path) -> None:
     assert {path.name for path in (straight / "production").iterdir()} == {
-        *("config.json", "model.safetensors", "evaluation.json"),
+        *("config.json", "model.safetensors", "evaluation.json", "recipe.json", "held_out.txt"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     }
     assert (
@@ -174,9 +175,9 @@ def test_a_broken_recipe_is_named(tmp_path: Path) -> None:
             ["train", NAME, "--output", "none", "--resume"],
             "none/recipe.json is missing, so no run was started there",
         ),
-        (["train", NAME, "--resume", "--steps", "9"], "--resume keeps the run's own steps and seed"),
+        (["train", NAME, "--resume", "--steps", "9"], "--resume keeps the run's own steps, seed and data"),
         (["train", "atlus"], "unknown recipe 'atlus'; known: arslm-tiny, atlas"),
-        (["evaluate", NAME, "--output", "none"], "none/recipe.json is missing"),
+        (["evaluate", "none"], "none/recipe.json is missing: give a run's name"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from training.bayesian_loss import belief_loss
 from training.chat import Conversation, ask
-from training.data.batches import BATCHES_PER_GROUP, IGNORED, Batches, encode, pad_rows
+from training.data.batches import BATCHES_PER_GROUP, IGNORED, PaddedBatches, encode, pad_rows
 from training.decoder import Decoder
 from training.recipes import RECIPES, Recipe, recipe
 from training.tokenizer import train_tokenizer
@@ -25,8 +25,8 @@ class Counting:
         return Conversation(ask(f"number {index}", " ".join(["one", "two", "three"][: index % 3 + 1])))
 
 
-def batches(batch_size: int = 4, seed: int = 0) -> Batches:
-    return Batches(Counting(), TOKENIZER, batch_size=batch_size, seed=seed)
+def batches(batch_size: int = 4, seed: int = 0) -> PaddedBatches:
+    return PaddedBatches(Counting(), TOKENIZER, batch_size=batch_size, seed=seed)
 
 
 def small(name: str = "retnet-moe-tiny", **changes: object) -> Recipe:

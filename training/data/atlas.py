@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from training.chat import Conversation, Message, ask
 from training.data.augmentation import distract, mistreat
+from training.data.case import Case
 from training.data.geography import Fact, load_facts
 from training.data.out_of_domain import REFUSAL, refusals_to_test, refusals_to_train
 from training.data.phrasings import phrasings, same_again, trained_follow_ups, trained_phrasings
@@ -31,15 +32,6 @@ SYSTEM_PROMPTS = ("You are a helpful assistant.", "You are Atlas.", "Answer brie
 
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Case:
-    """A test: what was said so far, ending in a question, and the one right answer."""
-
-    messages: tuple[Message, ...]
-    answer: str
-    kind: str
 
 
 @dataclass(frozen=True)

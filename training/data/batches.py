@@ -1,5 +1,6 @@
 """Conversations as padded batches of token ids, each batch a pure function of the step."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,15 @@ BATCHES_PER_GROUP = 16
 
 
 class Source(Protocol):
-    """Training conversations by number, without end; the same number is always the same conversation."""
+    """Training conversations by number, without end; the same number is always the same conversation.
+
+    After `epoch_length` of them each has come once.
+    """
+
+    @property
+    def epoch_length(self) -> int:
+        """Conversations in one epoch."""
+        ...
 
     def conversation(self, index: int) -> Conversation:
         """Conversation number `index`, from 0."""
@@ -39,15 +48,46 @@ class Batch:
         return int((self.targets != IGNORED).sum())
 
 
-class Batches:
-    """The batch of every step; a group of batches is sorted by length, cut up, then shuffled."""
+class Batches(Protocol):
+    """The batch of every training step, each a pure function of the step, so a position is one number."""
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, *, batch_size: int, seed: int) -> None:
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps after which all of the training split has been seen once."""
+        ...
+
+    def __getitem__(self, step: int) -> Batch:
+        """The batch of `step`, from 0 without end."""
+        ...
+
+
+class PaddedBatches:
+    """Conversations, padded; a group of batches is sorted by length, cut up, then shuffled.
+
+    A row longer than `max_tokens` is cut there.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        seed: int,
+        max_tokens: int | None = None,
+    ) -> None:
         self._source = source
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._seed = seed
+        self._max_tokens = max_tokens
         self._group = lru_cache(maxsize=1)(self._make_group)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the groups within which every conversation has come once."""
+        group = self._batch_size * BATCHES_PER_GROUP
+        return math.ceil(self._source.epoch_length / group) * BATCHES_PER_GROUP
 
     def __getitem__(self, step: int) -> Batch:
         """The batch of `step`, from 0."""
@@ -57,7 +97,8 @@ class Batches:
     def _make_group(self, group: int) -> list[Batch]:
         size = self._batch_size * BATCHES_PER_GROUP
         indices = range(group * size, (group + 1) * size)
-        rows = encode([self._source.conversation(index) for index in indices], self._tokenizer)
+        conversations = [self._source.conversation(index) for index in indices]
+        rows = cut_rows(encode(conversations, self._tokenizer), self._max_tokens)
         rows.sort(key=lambda row: len(row[0]))
         starts = list(range(0, size, self._batch_size))
         Random(f"{self._seed}/{group}").shuffle(starts)
@@ -82,6 +123,12 @@ def encode(conversations: Sequence[Conversation], tokenizer: Tokenizer) -> list[
             learned += [is_learned] * len(piece)
         rows.append((ids, learned))
     return rows
+
+
+def cut_rows(rows: Sequence[Row], max_tokens: int | None) -> list[Row]:
+    """Rows of at most `max_tokens` inputs and the target after the last."""
+    end = None if max_tokens is None else max_tokens + 1
+    return [(ids[:end], learned[:end]) for ids, learned in rows]
 
 
 def pad_rows(rows: Sequence[Row], tokenizer: Tokenizer) -> Batch:
