@@ -10,12 +10,40 @@ MixerName = Literal["attention", "gated_attention", "bayesian_attention", "reten
 FeedForwardName = Literal["mlp", "swiglu", "moe"]
 
 
+class RopeScaling(BaseModel):
+    """Rotary positions stretched for a context `factor` times as long as the one first trained on.
+
+    `linear` slows every pair of channels; `llama3` only those that turn slowly: less than `slow_turns` times
+    in `original_length` tokens, with a ramp from there to `fast_turns`, beyond which a pair stays as it is.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["linear", "llama3"]
+    factor: float = Field(ge=1, allow_inf_nan=False)
+    original_length: PositiveInt | None = None
+    slow_turns: PositiveFloat = 1.0
+    fast_turns: PositiveFloat = 4.0
+
+    @model_validator(mode="after")
+    def _ramp_rises(self) -> Self:
+        if self.kind == "llama3" and self.original_length is None:
+            raise ValueError("original_length is missing, but 'llama3' needs it: the context before scaling")
+        if self.slow_turns >= self.fast_turns:
+            raise ValueError(
+                f"slow_turns {self.slow_turns} and fast_turns {self.fast_turns}: the first must be smaller"
+            )
+        return self
+
+
 class ModelConfig(BaseModel):
     """A decoder's architecture; frozen, and every field is checked when it is made or read.
 
     `mixer` and `ffn` are one name for all layers or one name per layer. `value_dim` is the width of a
     retention head's values (attention's are `head_dim` wide). `d_ff` is the inner width of the feed-forward
     network, for `moe` of each expert. A last norm before the head belongs to `pre` placement only.
+    `sliding_window` is how many tokens attention sees, its own the last; `qk_norm` puts an RMSNorm over
+    each head's query and key, before rotation. `biases` `attention` is those of query, key, value and out.
     `num_statistics` are the running sums of `bayesian_attention`, half of them counts; `mdl_coefficient`
     weighs the description-length penalty in its training.
     `balancing` keeps experts evenly used: `loss` by the losses that the two coefficients weigh, `bias` by a
@@ -48,8 +76,11 @@ class ModelConfig(BaseModel):
 
     position: Literal["learned", "rope", "none"] = "rope"
     rope_theta: PositiveFloat = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    sliding_window: PositiveInt | None = None
+    qk_norm: bool = False
 
-    biases: Literal["none", "qkv", "all"] = "none"
+    biases: Literal["none", "qkv", "attention", "all"] = "none"
     tied_head: bool = True
     head_bias: bool = False
 
@@ -100,6 +131,18 @@ class ModelConfig(BaseModel):
             raise ValueError(
                 f"value_dim is missing, but retention needs it: 2 * head_dim = {2 * self.head_dim} is usual"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _attention_settings_fit(self) -> Self:
+        if self.rope_scaling is not None and self.position != "rope":
+            raise ValueError(
+                f"rope_scaling is given, but position is {self.position!r}: leave it out, or choose 'rope'"
+            )
+        given = {"sliding_window": self.sliding_window is not None, "qk_norm": self.qk_norm}
+        for field in (name for name, is_given in given.items() if is_given):
+            if set(self.mixers) == {"retention"}:
+                raise ValueError(f"{field} is given, but no layer's mixer is an attention: leave it out")
         return self
 
     @model_validator(mode="after")

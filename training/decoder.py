@@ -42,7 +42,9 @@ class Decoder(nn.Module):
         is_learned = config.position == "learned"
         self.position = nn.Embedding(config.max_length, config.d_model) if is_learned else None
         self.rotary = (
-            Rotary(config.head_dim, config.max_length, config.rope_theta) if config.needs_rotary else None
+            Rotary(config.head_dim, config.max_length, config.rope_theta, config.rope_scaling)
+            if config.needs_rotary
+            else None
         )
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.norm = build_norm(config) if config.norm_placement == "pre" else nn.Identity()
@@ -83,10 +85,11 @@ class Decoder(nn.Module):
         """Full sequences, or with `state` one serving step. `input_ids` (B, T).
 
         Without state: logits (B, T, V) at every token, or (N, V) at the tokens where `only` (B, T) is true,
-        and the empty state. With state: logits (B, V) at each row's last valid token, and the state after it. `positions` (B, T) count from 0 (default: 0 to T-1);
-        `lengths` (B,) are valid tokens per row (default: all). Router logits (B, T, E) of each expert layer
-        are appended to `routing` if it is given. `extras`, if given, gets the figures of `extra_names()`,
-        shaped like the logits without V. Raises ValueError for more than `max_length` tokens.
+        and the empty state. With state: logits (B, V) at each row's last valid token, and the state after it.
+        `positions` (B, T) count from 0 (default: 0 to T-1); `lengths` (B,) are valid tokens per row
+        (default: all). Router logits (B, T, E) of each expert layer are appended to `routing` if it is
+        given. `extras`, if given, gets the figures of `extra_names()`, shaped like the logits without V.
+        Raises ValueError for more than `max_length` tokens.
         """
         B, T = input_ids.shape
         if positions is None:
@@ -166,7 +169,7 @@ class Decoder(nn.Module):
 
 
 def _picker(only: Tensor | None, lengths: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """What takes from (B, T, …) the tokens that logits are wanted of: those of `only`, each last one, or all."""
+    """What takes from (B, T, …) the tokens that logits are wanted of: of `only`, each last one, or all."""
     if lengths is not None:
         return lambda x: _at_last(x, lengths)
     return (lambda x: x) if only is None else (lambda x: x[only])

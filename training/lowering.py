@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from training.blocks import rotary as rotary_block
-from training.blocks.attention import attend, write_cache
+from training.blocks.attention import attend, visible, write_cache
 from training.blocks.moe import apply_experts
 from training.blocks.retention import CHUNK, chunkwise, parallel, parallel_output, state_after
 from training.blocks.rotary import Rotary
@@ -34,12 +34,13 @@ class Lowering(Protocol):
         lengths: Tensor | None,
         rotary: Rotary | None,
         scale: float,
+        window: int | None = None,
     ) -> tuple[Tensor, State]:
         """Causal attention, q (B, T, H, D), k and v (B, T, Hkv, D), all before rotation -> o (B, T, H, D).
 
         `state` is (key, value), each (B, Hkv, S, D), keys rotated. New keys and values go to `positions`
-        (B, T); a query sees slots at or before its own position. A row's tokens past `lengths` (B,) are not
-        written.
+        (B, T); a query sees slots at or before its own position, with `window` only the last so many.
+        A row's tokens past `lengths` (B,) are not written.
         """
         ...
 
@@ -87,16 +88,18 @@ class Eager:
         lengths: Tensor | None,
         rotary: Rotary | None,
         scale: float,
+        window: int | None = None,
     ) -> tuple[Tensor, State]:
         """See Lowering.attention."""
         if rotary is not None:
             q = self.rotate(q, positions=positions, rotary=rotary)
             k = self.rotate(k, positions=positions, rotary=rotary)
         if state is None:
-            return attend(q, k.transpose(1, 2), v.transpose(1, 2), mask=None, scale=scale), ()
+            mask = None if window is None else _causal_window(q, window)
+            return attend(q, k.transpose(1, 2), v.transpose(1, 2), mask=mask, scale=scale), ()
         key = write_cache(state[0], k, positions=positions, lengths=lengths)
         value = write_cache(state[1], v, positions=positions, lengths=lengths)
-        mask = torch.arange(key.shape[2], device=q.device) <= positions[:, :, None]  # (B, T, S)
+        mask = visible(positions, key.shape[2], window)
         o = attend(q, key.to(q.dtype), value.to(q.dtype), mask=mask, scale=scale)
         return o, (key, value)
 
@@ -128,6 +131,12 @@ class Eager:
     def experts(self, x: Tensor, logits: Tensor, *, gate_up: Tensor, down: Tensor, num_chosen: int) -> Tensor:
         """See Lowering.experts."""
         return apply_experts(x, logits, gate_up=gate_up, down=down, num_chosen=num_chosen)
+
+
+def _causal_window(q: Tensor, window: int) -> Tensor:
+    """The mask (B, T, T) of full sequences, which start at 0, for q (B, T, H, D)."""
+    B, T = q.shape[:2]
+    return visible(torch.arange(T, device=q.device).expand(B, T), T, window)
 
 
 _active: ContextVar[Lowering] = ContextVar("lowering", default=Eager())  # noqa: B039 (it has no state)

@@ -22,6 +22,7 @@ class OnnxRuntime:
         lengths: Tensor | None,
         rotary: Rotary | None,
         scale: float,
+        window: int | None = None,
     ) -> tuple[Tensor, State]:
         """GroupQueryAttention, rotation inside; the cache may be updated in place. See Lowering.attention.
 
@@ -39,6 +40,7 @@ class OnnxRuntime:
                 "kv_num_heads": k.shape[2],
                 "scale": scale,
                 "do_rotary": int(rotary is not None),
+                "local_window_size": -1 if window is None else window,
             },
             dtypes=(q.dtype, state[0].dtype, state[1].dtype),
             shapes=((B, T, H * D), state[0].shape, state[1].shape),

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.onnx.ops import rotary_embedding, symbolic
 
+from training.blocks.attention import visible
 from training.blocks.retention import parallel, state_after
 from training.blocks.rotary import Rotary
 from training.blocks.router import choose_experts
@@ -28,6 +29,7 @@ class TensorRT:
         lengths: Tensor | None,
         rotary: Rotary | None,
         scale: float,
+        window: int | None = None,
     ) -> tuple[Tensor, State]:
         """TensorScatter into the cache, Attention under a boolean mask. See Lowering.attention.
 
@@ -44,7 +46,7 @@ class TensorRT:
             _scatter(cache, new.transpose(1, 2), positions[:, 0])
             for cache, new in zip(state, (k, v), strict=True)
         )
-        mask = torch.arange(key.shape[2]) <= positions[:, None, :, None]  # (B, 1, T, S)
+        mask = visible(positions, key.shape[2], window).unsqueeze(1)  # (B, 1, T, S)
         query = q.transpose(1, 2)  # (B, H, T, D)
         # TensorRT's parser refuses is_causal beside a mask, and ignores nonpad_kv_seqlen in silence.
         o = symbolic(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from export.graph import graph_from_decoder
-from training.config import ModelConfig
+from training.config import ModelConfig, RopeScaling
 from training.decoder import Decoder
 
 GraphOf = Callable[..., Path]
@@ -28,6 +28,22 @@ CONFIGS: dict[str, ModelConfig] = {
         d_ff=96,
         mixer="attention",
         ffn="swiglu",
+    ),
+    "windowed": ModelConfig(
+        vocab_size=97,
+        max_length=96,
+        d_model=64,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=32,
+        d_ff=96,
+        mixer="attention",
+        ffn="swiglu",
+        biases="attention",
+        qk_norm=True,
+        sliding_window=11,
+        rope_scaling=RopeScaling(kind="llama3", factor=4, original_length=32),
     ),
     "learned_positions": ModelConfig(
         vocab_size=97,
@@ -80,7 +96,9 @@ def make_decoder(name: str) -> Decoder:
 
 @pytest.fixture(scope="session")
 def decoders() -> dict[str, Decoder]:
-    """`attention` (rotary, grouped heads), `learned_positions` (GPT-2's ways), `retention_moe`."""
+    """Rotary `attention` with grouped heads, `windowed` with all else that attention knows, GPT-2's
+    `learned_positions`, and `retention_moe`.
+    """
     return {name: make_decoder(name) for name in CONFIGS}
 
 

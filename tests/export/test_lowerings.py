@@ -14,7 +14,7 @@ from export.graph_session import GraphSession
 from training.decoder import Decoder
 
 TOLERANCE = 1e-4
-NAMES = ("attention", "learned_positions", "retention_moe")
+NAMES = ("attention", "windowed", "learned_positions", "retention_moe")
 LOWERINGS = ("onnxruntime", "standard")
 every_graph = pytest.mark.parametrize(("name", "lowering"), [*product(NAMES, LOWERINGS)])
 

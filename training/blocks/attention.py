@@ -6,22 +6,24 @@ from torch import Tensor, nn
 
 from training.blocks.forward_pass import ForwardPass
 from training.blocks.mixer import Mixer
+from training.blocks.norm import build_head_norm
 from training.blocks.state import State, StateSpec
 from training.config import ModelConfig
 
 
 class Attention(Mixer):
-    """GPT-2's and LLaMA's attention; state: rotated keys and values, each (B, Hkv, S, D)."""
+    """Attention as in GPT-2, LLaMA, Mistral and Qwen; state: rotated keys and values, each (B, Hkv, S, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        qkv_bias, out_bias = config.biases != "none", config.biases == "all"
+        qkv_bias, out_bias = config.biases != "none", config.biases in ("attention", "all")
         width, kv_width = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         self.query = nn.Linear(config.d_model, width, bias=qkv_bias)
         self.key = nn.Linear(config.d_model, kv_width, bias=qkv_bias)
         self.value = nn.Linear(config.d_model, kv_width, bias=qkv_bias)
         self.out = nn.Linear(width, config.d_model, bias=out_bias)
+        self.query_norm, self.key_norm = build_head_norm(config), build_head_norm(config)
 
     def state_specs(self, layer: int) -> tuple[StateSpec, ...]:
         """A key and a value cache of `max_length` positions."""
@@ -38,14 +40,15 @@ class Attention(Mixer):
         B, T, _ = x.shape
         D = self.config.head_dim
         return step.lowering.attention(
-            self.query(x).view(B, T, -1, D),
-            self.key(x).view(B, T, -1, D),
+            self.query_norm(self.query(x).view(B, T, -1, D)),
+            self.key_norm(self.key(x).view(B, T, -1, D)),
             self.value(x).view(B, T, -1, D),
             state=state,
             positions=step.positions,
             lengths=step.lengths,
             rotary=step.rotary if self.config.position == "rope" else None,
             scale=D**-0.5,
+            window=self.config.sliding_window,
         )
 
 
@@ -64,6 +67,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, scale: float
         enable_gqa=True,
     )  # (B, H, T, D)
     return o.transpose(1, 2)
+
+
+def visible(positions: Tensor, num_slots: int, window: int | None) -> Tensor:
+    """Where queries at `positions` (B, T) may look among `num_slots` slots: (B, T, S), true for yes.
+
+    A slot holds the token of that position; of those at or before its own a query sees the last `window`.
+    """
+    slots, own = torch.arange(num_slots, device=positions.device), positions.unsqueeze(-1)
+    seen = slots <= own
+    return seen if window is None else seen & (slots > own - window)
 
 
 def write_cache(cache: Tensor, new: Tensor, *, positions: Tensor, lengths: Tensor | None) -> Tensor:

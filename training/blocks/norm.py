@@ -17,3 +17,8 @@ NORMS: dict[str, Callable[[ModelConfig], nn.Module]] = {
 def build_norm(config: ModelConfig) -> nn.Module:
     """The norm over (…, C) that the config names."""
     return NORMS[config.norm](config)
+
+
+def build_head_norm(config: ModelConfig) -> nn.Module:
+    """The norm over each head's query or key (…, D), or what leaves them as they are."""
+    return nn.RMSNorm(config.head_dim, eps=config.norm_eps) if config.qk_norm else nn.Identity()
