@@ -1,6 +1,7 @@
 """An evaluation as tables."""
 
 import math
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -13,19 +14,24 @@ from training.predictions import Doubt, LayerLoad, Quality
 
 def print_report(console: Console, report: Report) -> None:
     """Print every part that was measured."""
-    console.print(_quality_table(report.quality, report.baselines))
+    for title, table in _tables(report):
+        console.print(f"\n{title}", style="bold", highlight=False)
+        console.print(table)
+
+
+def _tables(report: Report) -> Iterator[tuple[str, Table]]:
+    tokens = f"{report.quality.tokens:,} tokens of the validation split"
+    yield tokens, _quality_table(report.quality, report.baselines)
     if report.scores:
-        console.print(_score_table(report.scores))
+        yield "Answers that are right to the letter", _score_table(report.scores)
     if report.experts:
-        console.print(_expert_table(report.experts))
+        yield "Load of the experts", _expert_table(report.experts)
     if report.uncertainty:
-        console.print(_doubt_table(report.uncertainty))
+        yield "Rank correlation (Spearman) with a token's loss and error", _doubt_table(report.uncertainty)
 
 
 def _quality_table(quality: Quality, baselines: Baselines) -> Table:
-    table = _table("validation", f"{quality.tokens:,} tokens of the validation split")
-    for title in ("model", "bigram", "unigram"):
-        table.add_column(title, justify="right")
+    table = _table("validation", "model", "bigram", "unigram")
     losses = (quality.loss, baselines.bigram, baselines.unigram)
     table.add_row("loss (nats per token)", *(f"{loss:.4f}" for loss in losses))
     table.add_row("perplexity", *(f"{math.exp(loss):,.2f}" for loss in losses))
@@ -37,18 +43,14 @@ def _quality_table(quality: Quality, baselines: Baselines) -> Table:
 
 
 def _score_table(scores: dict[str, Score]) -> Table:
-    table = _table("test set", "Answers that are right to the letter")
-    for title in ("exact", "of", "share"):
-        table.add_column(title, justify="right")
+    table = _table("test set", "exact", "of", "share")
     for name, result in scores.items():
         table.add_row(name.replace("_", " "), str(result.right), str(result.of), f"{result.share:.2%}")
     return table
 
 
 def _expert_table(experts: list[LayerLoad]) -> Table:
-    table = _table("expert layer", "Load of the experts")
-    for title in ("shares", "CV", "MaxVio", "dead", "entropy"):
-        table.add_column(title, justify="right")
+    table = _table("layer", "shares", "CV", "MaxVio", "dead", "entropy")
     for number, layer in enumerate(experts):
         shares, figures = " ".join(f"{share:.2f}" for share in layer.shares), layer.figures
         numbers = (figures.variation, figures.max_violation)
@@ -60,9 +62,7 @@ def _expert_table(experts: list[LayerLoad]) -> Table:
 
 
 def _doubt_table(uncertainty: dict[str, Doubt]) -> Table:
-    table = _table("uncertainty", "Rank correlation (Spearman) with a token's")
-    for title in ("loss", "error"):
-        table.add_column(title, justify="right")
+    table = _table("uncertainty", "loss", "error")
     for name, doubt in uncertainty.items():
         table.add_row(name, _or_constant(doubt.with_loss), _or_constant(doubt.with_error))
     return table
@@ -72,5 +72,8 @@ def _or_constant(correlation: float | None) -> str:
     return "constant" if correlation is None else f"{correlation:.3f}"
 
 
-def _table(first: str, title: str) -> Table:
-    return Table(first, title=title, title_justify="left", box=None, pad_edge=False)
+def _table(first: str, *others: str) -> Table:
+    table = Table(first, box=None, pad_edge=False)
+    for title in others:
+        table.add_column(title, justify="right")
+    return table

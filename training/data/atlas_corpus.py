@@ -43,7 +43,7 @@ class AtlasCorpus:
             ),
             validation=pad_all(rows, tokenizer, batch_size=VALIDATION_BATCH),
             held_out=join_until(texts, tokenizer),
-            summary=f"{len(atlas.facts):,} facts in many phrasings, {len(validation)} pairs of both held out "
+            summary=f"{len(atlas.facts):,} facts in many phrasings, {len(validation)} held-out pairs of the two "
             "for validation",
             test_sets={
                 "held_out": held_out,

@@ -47,6 +47,20 @@ class Batch:
         """Tokens that the loss counts."""
         return int((self.targets != IGNORED).sum())
 
+    @property
+    def num_valid(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.valid.sum())
+
+    def part(self, index: int, count: int) -> "Batch":
+        """Rows index, index + count, …: one of `count` parts, without rows if there are too few."""
+        rows = slice(index, None, count)
+        return Batch(self.input_ids[rows], self.targets[rows], self.valid[rows])
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on `device`."""
+        return Batch(self.input_ids.to(device), self.targets.to(device), self.valid.to(device))
+
 
 class Batches(Protocol):
     """The batch of every training step, each a pure function of the step, so a position is one number."""

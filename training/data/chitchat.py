@@ -1,4 +1,4 @@
-"""Real dialogues: 4,018 conversations between two people, from the package chitchat-dataset (BYU, MIT)."""
+"""Real dialogues: 4,017 conversations between two people, from the package chitchat-dataset (BYU, MIT)."""
 
 import json
 from importlib.util import find_spec
