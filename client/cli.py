@@ -128,6 +128,12 @@ def train(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON)
+def evaluate(context: typer.Context) -> None:
+    """Measure a trained model again: all arguments go to `python -m training evaluate`."""
+    _become("training", "evaluate", *context.args)
+
+
+@app.command(context_settings=PASS_ON)
 def presets(context: typer.Context) -> None:
     """List the named architectures with their true sizes."""
     _become("training", "presets", *context.args)

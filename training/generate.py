@@ -17,9 +17,11 @@ def greedy(
 
     Prompts may differ in length; none may be empty. A row that has ended is carried along until all have.
     """
-    lengths = torch.tensor([len(prompt) for prompt in prompts])  # (B,)
+    device = decoder.embedding.weight.device
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)  # (B,)
     B, T = len(prompts), int(lengths.max())
-    input_ids = torch.tensor([[*prompt, *[end] * (T - len(prompt))] for prompt in prompts])
+    rows = [[*prompt, *[end] * (T - len(prompt))] for prompt in prompts]
+    input_ids = torch.tensor(rows, device=device)
     logits, state = decoder(input_ids, lengths=lengths, state=decoder.init_state(B))
     chosen = [logits.argmax(dim=-1)]
     ended = chosen[0] == end
@@ -27,8 +29,8 @@ def greedy(
         logits, state = _step(decoder, chosen[-1], lengths + len(chosen) - 1, state)
         chosen.append(logits.argmax(dim=-1))
         ended |= chosen[-1] == end
-    rows: list[list[int]] = torch.stack(chosen, dim=1).tolist()
-    return [row[: row.index(end)] if end in row else row for row in rows]
+    said: list[list[int]] = torch.stack(chosen, dim=1).tolist()
+    return [row[: row.index(end)] if end in row else row for row in said]
 
 
 def _step(decoder: Decoder, tokens: Tensor, positions: Tensor, state: State) -> tuple[Tensor, State]:

@@ -71,7 +71,7 @@ def predict(decoder: Decoder, batches: Sequence[Batch], advance: Callable[[], No
     for batch in batches:
         parts.append(_predict(decoder, batch))
         advance()
-    weights = [float(batch.valid.sum()) for batch in batches]
+    weights = [batch.num_valid for batch in batches]
     load = sum(part.load * weight for part, weight in zip(parts, weights, strict=True)) / sum(weights)
     assert isinstance(load, Tensor)
     return Predictions(
@@ -85,16 +85,16 @@ def predict(decoder: Decoder, batches: Sequence[Batch], advance: Callable[[], No
 
 
 def _predict(decoder: Decoder, batch: Batch) -> Predictions:
-    device = decoder.embedding.weight.device
-    learned = (batch.targets != IGNORED).to(device)
-    targets = batch.targets.to(device)[learned]
+    batch = batch.to(decoder.embedding.weight.device)
+    learned = batch.targets != IGNORED
+    targets = batch.targets[learned]
     routing, extras = list[Tensor](), dict[str, Tensor]()
-    logits, _ = decoder(batch.input_ids.to(device), only=learned, routing=routing, extras=extras)  # (N, V)
+    logits, _ = decoder(batch.input_ids, only=learned, routing=routing, extras=extras)  # (N, V)
     probabilities = logits.float().softmax(dim=-1)
     confidence, likeliest = probabilities.max(dim=-1)
     load = torch.zeros(0)
     if routing:
-        load = summarize_routing(decoder.config, routing, batch.valid.to(device)).load
+        load = summarize_routing(decoder.config, routing, batch.valid).load
     return Predictions(
         targets=targets.cpu(),
         nll=F.cross_entropy(logits.float(), targets, reduction="none").cpu(),

@@ -197,6 +197,7 @@ def test_a_reader_that_has_gone_ends_the_command_quietly(triton):
     ("given", "become"),
     [
         (["train", "atlas", "--steps", "5"], ["-m", "training", "train", "atlas", "--steps", "5"]),
+        (["evaluate", "atlas"], ["-m", "training", "evaluate", "atlas"]),
         (["presets"], ["-m", "training", "presets"]),
         (["export", "--model", "atlas"], ["-m", "export", "--model", "atlas"]),
         (["export", "--help"], ["-m", "export", "--help"]),

@@ -43,8 +43,8 @@ class AtlasCorpus:
             ),
             validation=pad_all(rows, tokenizer, batch_size=VALIDATION_BATCH),
             held_out=join_until(texts, tokenizer),
-            summary=f"{len(atlas.facts):,} facts in many phrasings, {len(validation)} held-out pairs of the two "
-            "for validation",
+            summary=f"{len(atlas.facts):,} facts in many phrasings, validated on {len(validation)} held-out "
+            "pairs of the two",
             test_sets={
                 "held_out": held_out,
                 "unseen_templates": atlas.unseen_templates()[: shape.num_cases],
