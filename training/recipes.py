@@ -1,6 +1,6 @@
 """What it takes to train a model again: the architecture, the data, the schedule and every seed."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -10,6 +10,8 @@ from training.data.choice import AtlasData, DataChoice
 from training.data.corpus import Shape
 from training.presets import PRESETS
 
+Precision = Literal["no", "bf16", "fp16"]
+
 
 class Recipe(BaseModel):
     """A training run as data; the same recipe gives the same weights on the same machine and versions.
@@ -18,6 +20,10 @@ class Recipe(BaseModel):
     can hold. `validation_tokens` bounds what the validation loss is measured on, `num_cases` each test set
     (None: atlas's whole sets, 200 of a chat). The learning rate rises linearly over `warmup_steps` and falls
     to zero along a cosine at `steps`. `*_every` count steps.
+
+    A batch is taken in `accumulation` parts, by all ranks together: neither number changes what is learned.
+    `gradient_checkpointing` computes activations twice instead of keeping them; `sharded` spreads the weights
+    over the ranks, which otherwise have a copy each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,6 +42,10 @@ class Recipe(BaseModel):
     num_cases: PositiveInt | None = None
     seed: int = 0
     threads: PositiveInt = 2
+    mixed_precision: Precision = "no"
+    accumulation: PositiveInt = 1
+    gradient_checkpointing: bool = False
+    sharded: bool = False
     log_every: PositiveInt = 10
     validate_every: PositiveInt = 100
     save_every: PositiveInt = 100

@@ -2,59 +2,49 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor
 
-from training.bayesian_loss import belief_loss
-from training.blocks.router import RoutingSummary, summarize_routing
-from training.data.batches import IGNORED, Batch, Batches
+from training.blocks.block import Block
+from training.data.batches import Batch, Batches
 from training.decoder import Decoder
+from training.hardware import HardwareError, build_accelerator, placed_like, spread, whole
+from training.objective import Losses, Objective
 from training.recipes import Recipe
 
 BETAS = (0.9, 0.98)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+SCALER = ("scale", "_growth_tracker")  # of fp16's loss scale, what changes
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. `loss` is the cross entropy per learned token; the other losses come on top."""
+    """What one step did on all ranks. `loss` is the cross entropy per learned token; the others come on top.
+
+    `gradient_norm` is None for a step left out because fp16's loss scale made its gradient too large.
+    """
 
     step: int
     loss: float
     routing_loss: float
     belief_loss: float
     learning_rate: float
-    gradient_norm: float
+    gradient_norm: float | None
     num_tokens: int
     expert_load: list[list[float]]
 
 
-@dataclass(frozen=True)
-class Losses:
-    """Of one batch: cross entropy, and the weighted losses of routers and beliefs; the load (layers, E)."""
-
-    cross_entropy: Tensor
-    routing: Tensor
-    belief: Tensor
-    load: Tensor
-
-    @property
-    def total(self) -> Tensor:
-        """What is learned from."""
-        return self.cross_entropy + self.routing + self.belief
-
-
 @contextmanager
 def reproducible(*, threads: int) -> Iterator[None]:
-    """Inside, PyTorch computes on `threads` threads, whatever the machine has, deterministically."""
+    """Inside, PyTorch computes on `threads` threads, whatever the machine has; on a CPU deterministically."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     filled = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(not torch.cuda.is_available())
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
         yield
@@ -73,17 +63,34 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 
 class Trainer:
-    """A decoder on its way: `step` counts the steps done. Step n sees batch n, so data needs no state."""
+    """A decoder on its way: `step` counts the steps done. Step n sees batch n, so data needs no state.
+
+    A batch is that of all ranks together, however many there are and however many parts each takes it in.
+    Raises HardwareError if it has too few rows for that.
+    """
 
     def __init__(
-        self, recipe: Recipe, decoder: Decoder, batches: Batches, validation: Sequence[Batch]
+        self,
+        recipe: Recipe,
+        decoder: Decoder,
+        batches: Batches,
+        validation: Sequence[Batch],
+        accelerator: Accelerator | None = None,
     ) -> None:
         self.recipe = recipe
         self.decoder = decoder
         self.step = 0
+        self.accelerator = accelerator or build_accelerator(recipe.mixed_precision)
+        self._rank, self._num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        _check_parts(recipe, self._num_ranks)
         self._batches = batches
         self._validation = validation
-        self._optimizer = _build_optimizer(recipe, decoder)
+        for block in decoder.layers:
+            assert isinstance(block, Block)
+            block.recomputes = recipe.gradient_checkpointing
+        objective = Objective(decoder, self._sum_over_ranks)
+        self._model = spread(objective, self.accelerator, is_sharded=recipe.sharded)
+        self._optimizer = self.accelerator.prepare_optimizer(_build_optimizer(recipe, decoder))
 
     def train_step(self) -> StepReport:
         """Learn from the next batch. Raises FloatingPointError when the loss is no longer a number."""
@@ -91,83 +98,134 @@ class Trainer:
         rate = learning_rate(self.recipe, self.step)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        losses = self._losses(batch)
-        torch.autograd.backward(losses.total)
-        norm = torch.nn.utils.clip_grad_norm_(self.decoder.parameters(), self.recipe.clip_norm)
-        if not math.isfinite(float(norm)):
-            raise FloatingPointError(
-                f"the gradient of step {self.step} is {norm}: train with a lower learning_rate"
-            )
+        losses = self._add_gradients(batch)
+        cross_entropy, belief, routing = self._sum_over_ranks(torch.stack(losses[:3])).tolist()
+        norm = self._clip(cross_entropy)
         self._optimizer.step()
         self._optimizer.zero_grad()
         self.decoder.balance_experts(losses.load)
         self.step += 1
-        num_tokens = int(batch.valid.sum())
         return StepReport(
             step=self.step,
-            loss=losses.cross_entropy.item(),
-            routing_loss=losses.routing.item(),
-            belief_loss=losses.belief.item(),
+            loss=cross_entropy,
+            routing_loss=routing,
+            belief_loss=belief,
             learning_rate=rate,
-            gradient_norm=norm.item(),
-            num_tokens=num_tokens,
+            gradient_norm=norm,
+            num_tokens=batch.num_valid,
             expert_load=losses.load.tolist(),
         )
 
-    def _losses(self, batch: Batch) -> Losses:
-        """Without experts the load is empty; without experts or beliefs their loss is zero."""
-        config, routing, extras = self.decoder.config, list[Tensor](), dict[str, Tensor]()
-        learned = batch.targets != IGNORED
-        logits, _ = self.decoder(batch.input_ids, only=learned, routing=routing, extras=extras)  # (N, V)
-        targets = batch.targets[learned]
-        none = RoutingSummary(torch.zeros(()), torch.zeros(0))
-        routed = summarize_routing(config, routing, batch.valid) if routing else none
-        belief = torch.zeros(())
-        if "confidence" in extras:
-            belief = belief_loss(
-                logits,
-                targets,
-                extras["confidence"],
-                num_statistics=config.num_statistics,
-                coefficient=config.mdl_coefficient,
-            )
-        return Losses(F.cross_entropy(logits, targets), routed.loss, belief, routed.load)
+    def _add_gradients(self, batch: Batch) -> Losses:
+        """Add up the gradients of the batch's parts; returns this rank's share of the losses, and all load.
+
+        A token counts alike on whatever rank and in whatever part it is: parts are weighed by their tokens.
+        """
+        num_parts, shares = self.recipe.accumulation, list[Losses]()
+        for number in range(num_parts):
+            part = batch.part(number, num_parts)
+            own = part.part(self._rank, self._num_ranks)
+            is_last = number == num_parts - 1
+            with nullcontext() if is_last else self.accelerator.no_sync(self._model):
+                losses: Losses = self._model(own.to(self.accelerator.device))
+                share = losses.weighed(
+                    learned=own.num_learned / batch.num_learned,
+                    valid=own.num_valid / batch.num_valid,
+                    load=part.num_valid / batch.num_valid,
+                )
+                # Ranks' gradients are averaged; the shares are to be added.
+                self.accelerator.backward(share.total * self._num_ranks)
+            shares.append(share.detached())
+        return shares[0] if num_parts == 1 else Losses(*(sum(each) for each in zip(*shares, strict=True)))
+
+    def _clip(self, loss: float) -> float | None:
+        """Clip the gradient to the recipe's norm; returns the norm it had."""
+        norm = self.accelerator.clip_grad_norm_(self.decoder.parameters(), self.recipe.clip_norm)
+        length = float(whole(norm))
+        if math.isfinite(length):
+            return length
+        if self.accelerator.scaler is not None and math.isfinite(loss):
+            return None  # the scaler leaves the step out and scales less
+        raise FloatingPointError(
+            f"the gradient of step {self.step} is {length}: train with a lower learning_rate"
+        )
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        if self._num_ranks == 1:
+            return tensor
+        total: Tensor = self.accelerator.reduce(tensor, "sum")
+        return total
 
     @torch.no_grad()
     def validate(self) -> float:
-        """Cross entropy per learned token over the validation batches."""
-        total = sum(
-            float(self._losses(batch).cross_entropy) * batch.num_learned for batch in self._validation
+        """Cross entropy per learned token over the validation batches, of which each rank takes its part."""
+        total = 0.0
+        for batch in self._validation:
+            own = batch.part(self._rank, self._num_ranks)
+            losses: Losses = self._model(own.to(self.accelerator.device))
+            total += float(losses.cross_entropy) * own.num_learned
+        summed = self._sum_over_ranks(
+            torch.tensor(total, dtype=torch.float64, device=self.accelerator.device)
         )
-        return total / sum(batch.num_learned for batch in self._validation)
+        return float(summed) / sum(batch.num_learned for batch in self._validation)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything that changes: weights, the optimizer's moments, the random state. Not copies."""
-        named = dict(self.decoder.named_parameters())
+        """Everything that changes: weights, the optimizer's moments, the random state. Not copies.
+
+        Whole, whatever the number of ranks, each of which must ask.
+        """
         moments = {
-            f"{moment}/{name}": self._optimizer.state[parameter][moment]
-            for name, parameter in named.items()
+            f"{moment}/{name}": whole(self._optimizer.state[parameter][moment])
+            for name, parameter in self.decoder.named_parameters()
             for moment in MOMENTS
             if parameter in self._optimizer.state
         }
-        weights = {f"weight/{name}": tensor for name, tensor in self.decoder.own_tensors().items()}
-        return {**weights, **moments, "random": torch.get_rng_state()}
+        weights = {f"weight/{name}": whole(tensor) for name, tensor in self.decoder.own_tensors().items()}
+        return {**weights, **moments, **self._scale(), "random": torch.get_rng_state()}
+
+    def _scale(self) -> dict[str, Tensor]:
+        if self.accelerator.scaler is None:
+            return {}
+        state = self.accelerator.scaler.state_dict()
+        return {f"scaler/{name}": torch.tensor(state[name]) for name in SCALER}
 
     @torch.no_grad()
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Continue from `tensors()` after `step` steps. KeyError names a tensor that is missing."""
         for name, tensor in self.decoder.own_tensors().items():
-            tensor.copy_(tensors[f"weight/{name}"])
+            tensor.copy_(placed_like(tensors[f"weight/{name}"], tensor))
         for name, parameter in self.decoder.named_parameters():
             if step:
-                self._optimizer.state[parameter] = {m: tensors[f"{m}/{name}"].clone() for m in MOMENTS}
+                moments = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}
+                self._optimizer.state[parameter] = {
+                    moment: placed_like(value, parameter) for moment, value in moments.items()
+                }
+        if step and self.accelerator.scaler is not None:
+            state = self.accelerator.scaler.state_dict()
+            saved = {name: tensors[f"scaler/{name}"].item() for name in SCALER}
+            self.accelerator.scaler.load_state_dict({**state, **saved})
         torch.set_rng_state(tensors["random"])
         self.step = step
+
+    def whole_decoder(self) -> Decoder:
+        """The decoder with all its weights, to be evaluated and saved. Every rank must ask."""
+        if not self.recipe.sharded or self._num_ranks == 1:
+            return self.decoder
+        tensors = {name: whole(tensor) for name, tensor in self.decoder.own_tensors().items()}
+        return Decoder.from_tensors(self.decoder.config, tensors).to(self.accelerator.device)
+
+
+def _check_parts(recipe: Recipe, num_ranks: int) -> None:
+    if recipe.batch_size < recipe.accumulation * num_ranks:
+        raise HardwareError(
+            f"batch_size is {recipe.batch_size}, but {num_ranks} ranks × {recipe.accumulation} parts need at "
+            "least a row each: give a larger batch, or fewer ranks or parts"
+        )
 
 
 def _build_optimizer(recipe: Recipe, decoder: Decoder) -> torch.optim.AdamW:
     """AdamW; norms and biases do not decay."""
-    parameters = list(decoder.parameters())
+    parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

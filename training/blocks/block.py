@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from training.blocks.attention import Attention
 from training.blocks.bayesian_attention import BayesianAttention
@@ -30,11 +31,15 @@ FFNS: dict[FeedForwardName, Callable[[ModelConfig], nn.Module]] = {
 
 
 class Block(nn.Module):
-    """(B, T, C) -> (B, T, C): a mixer and a feed-forward network, each around the residual stream."""
+    """(B, T, C) -> (B, T, C): a mixer and a feed-forward network, each around the residual stream.
+
+    With `recomputes` a full sequence's activations are not kept for the backward pass but computed again.
+    """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.is_pre_norm = config.norm_placement == "pre"
+        self.recomputes = False
         self.mixer_norm = build_norm(config)
         self.mixer = MIXERS[config.mixers[layer]](config)
         self.ffn_norm = build_norm(config)
@@ -42,6 +47,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, state: State | None, step: ForwardPass) -> tuple[Tensor, State]:
         """Norms before the parts (`pre`) or after each addition (`post`)."""
+        if not self.recomputes or state is not None:
+            return self._forward(x, state, step)
+        after: tuple[Tensor, State] = checkpoint(
+            self._forward, x, None, step, use_reentrant=False, preserve_rng_state=False
+        )
+        return after
+
+    def _forward(self, x: Tensor, state: State | None, step: ForwardPass) -> tuple[Tensor, State]:
         if self.is_pre_norm:
             mixed, state = self.mixer(self.mixer_norm(x), state, step)
             x = x + mixed

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from training.blocks.feed_forward import SwiGLU
 from training.blocks.forward_pass import ForwardPass
+from training.blocks.precision import at_least_float32, without_autocast
 from training.blocks.router import bias_step, choose_by_bias, choose_experts
 from training.config import ModelConfig
 
@@ -35,8 +36,8 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, step: ForwardPass) -> Tensor:
         """y = Σ_chosen w_e FFN_e(x) (+ shared); the router computes in float32 or better."""
         B, T, C = x.shape
-        precise = torch.promote_types(x.dtype, torch.float32)
-        logits = F.linear(x.to(precise), self.router.weight.to(precise))  # (B, T, E)
+        with without_autocast(x):
+            logits = F.linear(at_least_float32(x), at_least_float32(self.router.weight))  # (B, T, E)
         if self.selection_bias is not None:
             logits = choose_by_bias(logits, self.selection_bias, self.num_chosen)
         if step.routing is not None:

@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from training.blocks.forward_pass import ForwardPass
 from training.blocks.mixer import Mixer
+from training.blocks.precision import at_least_float32, precise
 from training.blocks.state import State, StateSpec
 from training.config import ModelConfig
 
 CHUNK = 64
 
 
+@precise
 def recurrent(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Token by token, the definition: S_n = γ S_{n-1} + k_nᵀ v_n, o_n = q_n S_n."""
     q, k, v, gamma = _precise(q, k, v, gamma)
@@ -33,6 +35,7 @@ def parallel(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | Non
     return parallel_output(q, k, v, gamma, state), state_after(k, v, gamma, state)
 
 
+@precise
 def parallel_output(q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | None) -> Tensor:
     """What `parallel` puts out, for a sequence that nothing follows."""
     q, k, v, gamma = _precise(q, k, v, gamma)
@@ -62,6 +65,7 @@ def chunkwise(
     return torch.cat(outputs, dim=1), state
 
 
+@precise
 def state_after(
     k: Tensor, v: Tensor, gamma: Tensor, state: Tensor | None, lengths: Tensor | None = None
 ) -> Tensor:
@@ -78,7 +82,7 @@ def state_after(
 
 
 def _precise(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)
+    return tuple(map(at_least_float32, tensors))
 
 
 def _state_before(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:

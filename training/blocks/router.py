@@ -1,6 +1,7 @@
 """Which experts a token goes to, and the losses and figures that say how evenly they are used."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,19 +37,28 @@ def bias_step(load: Tensor, rate: float) -> Tensor:
     return rate * (load.mean() - load).sign()
 
 
+def expert_counts(logits: Tensor, num_chosen: int) -> Tensor:
+    """How many choices fell on each expert, logits (N, E) -> (E,)."""
+    _, experts = choose_experts(logits, num_chosen)
+    return F.one_hot(experts.flatten(), logits.shape[-1]).sum(dim=0)
+
+
 def expert_load(logits: Tensor, num_chosen: int) -> Tensor:
     """The share of all choices that fell on each expert: f_i = count_i / (N·k), logits (N, E) -> (E,)."""
-    _, experts = choose_experts(logits, num_chosen)
-    counts = F.one_hot(experts.flatten(), logits.shape[-1]).sum(dim=0)
-    return counts / experts.numel()
+    return _shares(expert_counts(logits, num_chosen))
 
 
-def balance_loss(logits: Tensor, num_chosen: int) -> Tensor:
+def _shares(counts: Tensor) -> Tensor:
+    return counts / counts.sum(dim=-1, keepdim=True)
+
+
+def balance_loss(logits: Tensor, num_chosen: int, load: Tensor | None = None) -> Tensor:
     """E Σ f_i P_i with P_i the mean probability: 1 when uniform, E/k when k experts take everything.
 
+    `load` f (E,) is that of `logits` (N, E), unless they are only a part of what the load is taken over.
     Source: Switch Transformer, arXiv 2101.03961, with the 1/k that makes the constant hold for k > 1.
     """
-    load = expert_load(logits, num_chosen)
+    load = expert_load(logits, num_chosen) if load is None else load
     return logits.shape[-1] * (load * logits.softmax(dim=-1).mean(dim=0)).sum()
 
 
@@ -91,21 +101,27 @@ class RoutingSummary:
 
 
 def summarize_routing(
-    config: ModelConfig, routing: list[Tensor], valid: Tensor | None = None
+    config: ModelConfig,
+    routing: list[Tensor],
+    valid: Tensor | None = None,
+    *,
+    combine: Callable[[Tensor], Tensor] = lambda counts: counts,
 ) -> RoutingSummary:
     """Losses and load of the router logits that a forward pass collected.
 
     `routing` holds (B, T, E) per expert layer; `valid` (B, T) is true for tokens that count, None for all.
-    The losses are means over the layers, and none with `bias` balancing. Raises ValueError when nothing was
-    collected.
+    The losses are means over the layers, and none with `bias` balancing. `combine` adds other ranks' counts
+    to the experts' counts (layers, E): the load is that of all, so that the ranks' balance losses, weighted
+    by their tokens, have the mean that one rank would find. Raises ValueError when nothing was collected.
     """
     if not routing:
         raise ValueError("routing is empty: give it to Decoder.forward first, on a model with ffn 'moe'")
     chosen = config.experts_per_token
     layers = [logits.flatten(0, 1) if valid is None else logits[valid] for logits in routing]
-    load = torch.stack([expert_load(z.detach(), chosen) for z in layers])
+    load = _shares(combine(torch.stack([expert_counts(z.detach(), chosen) for z in layers])))
     if config.balancing == "bias":
         return RoutingSummary(torch.zeros((), device=load.device), load)
-    balance = torch.stack([balance_loss(z, chosen) for z in layers]).mean()
+    losses = [balance_loss(z, chosen, own) for z, own in zip(layers, load, strict=True)]
+    balance = torch.stack(losses).mean()
     size = torch.stack([z_loss(z) for z in layers]).mean()
     return RoutingSummary(config.balance_coefficient * balance + config.z_coefficient * size, load)
