@@ -97,11 +97,11 @@ def compare_scenario(name: str, run: Run, reference: Reference, tolerance: Toler
         top1_agreement=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
         stat=tolerance.stat,
         limit=limit,
-        passed=_is_within(ours, theirs, tolerance.stat, limit),
+        passed=is_within(ours, theirs, tolerance.stat, limit),
     )
 
 
-def _is_within(ours: Logits, theirs: Logits, stat: str, limit: float) -> bool:
+def is_within(ours: Logits, theirs: Logits, stat: str, limit: float) -> bool:
     """Polygraphy's verdict: on the worst step if `stat` is "max", on the steps' average if it is "mean"."""
     results = RunResults()
     for name, logits in (("graph", ours), ("PyTorch", theirs)):

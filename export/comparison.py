@@ -42,6 +42,22 @@ class Scenario(_Part):
     passed: bool
 
 
+class Figure(_Part):
+    """One extra output of the graph, against PyTorch's over the full sequences.
+
+    The errors are those of |Δfigure|. `limit` bounds the `stat`, "max" or "mean", over all steps.
+    """
+
+    name: str
+    steps: int
+    max_error: float
+    mean_error: float
+    largest: float
+    stat: Literal["max", "mean"]
+    limit: float
+    passed: bool
+
+
 class Perplexity(_Part):
     """Perplexity on held-out text, decoded token by token in a batch; `ratio` is graph / reference."""
 
@@ -76,11 +92,12 @@ class Comparison(_Part):
     scenarios: tuple[Scenario, ...]
     perplexity: Perplexity
     experts: Experts | None
+    figures: tuple[Figure, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether every measure is within its limit."""
-        return self.perplexity.passed and all(scenario.passed for scenario in self.scenarios)
+        return not self.failures
 
     @property
     def failures(self) -> list[str]:
@@ -89,6 +106,11 @@ class Comparison(_Part):
             f"{s.name}: {s.stat} logit error up to {s.max_error:.3g}, allowed is a {s.stat} of {s.limit:.3g}"
             for s in self.scenarios
             if not s.passed
+        ]
+        failed += [
+            f"{f.name}: {f.stat} error {f.max_error:.3g} at most, allowed is a {f.stat} of {f.limit:.3g}"
+            for f in self.figures
+            if not f.passed
         ]
         if not self.perplexity.passed:
             ratio, limit = self.perplexity.ratio, self.perplexity.limit

@@ -80,6 +80,8 @@ def outcome_table(options: ExportOptions, outcome: Outcome) -> Table:
     }
     if report.experts:
         rows["experts compared"] = f"{report.experts.reached} of {report.experts.total}"
+    for figure in report.figures:
+        rows[figure.name] = f"max |Δ| {figure.max_error:.2g}, of values up to {figure.largest:.2g}"
     for name, value in rows.items():
         table.add_row(name, value)
     return table

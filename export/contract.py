@@ -1,6 +1,9 @@
 """The tensors of an ensemble and how its two steps share them (model_repository/README.md)."""
 
+from collections.abc import Collection
 from typing import Literal, NamedTuple
+
+from export.errors import ExportError
 
 Type = Literal["TYPE_STRING", "TYPE_INT32", "TYPE_UINT64", "TYPE_FP32", "TYPE_BOOL"]
 
@@ -51,6 +54,26 @@ OUTPUTS: dict[str, TensorSpec] = {
     "top_log_probs": TensorSpec("TYPE_STRING"),
     "timings": TensorSpec("TYPE_STRING"),
 }
+
+# Of models that tell them: the tensor, and the graph's extra outputs that it carries.
+EXTRA_OUTPUTS: dict[str, TensorSpec] = {
+    "uncertainty": TensorSpec("TYPE_STRING"),
+    "cot_budget": TensorSpec("TYPE_INT32"),
+}
+CARRIED: dict[str, tuple[str, ...]] = {
+    "uncertainty": ("confidence", "epistemic", "aleatoric"),
+    "cot_budget": ("thought_budget",),
+}
+
+
+def extra_tensors(figures: Collection[str]) -> dict[str, TensorSpec]:
+    """The outputs that carry a graph's extra outputs `figures`; ExportError for one that none carries."""
+    known = [name for names in CARRIED.values() for name in names]
+    if unknown := sorted(set(figures) - set(known)):
+        raise ExportError(
+            f"the model tells {', '.join(unknown)}, which no tensor carries; known are {', '.join(known)}"
+        )
+    return {tensor: spec for tensor, spec in EXTRA_OUTPUTS.items() if set(CARRIED[tensor]) & set(figures)}
 
 
 def engine_name(model: str) -> str:

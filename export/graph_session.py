@@ -62,9 +62,18 @@ class GraphSession:
     """One graph. `is_fused` is ONNX Runtime's own graph, not the one in standard operators.
 
     Caches are always written in place; recurrent states only by the fused graph, whose operator allows it.
+    `figures` names the extra outputs; after each call, `told` holds them as (B,) arrays.
     """
 
-    def __init__(self, path: Path, specs: Sequence[StateSpec], *, is_fused: bool, threads: int = 0) -> None:
+    def __init__(
+        self,
+        path: Path,
+        specs: Sequence[StateSpec],
+        *,
+        is_fused: bool,
+        threads: int = 0,
+        figures: Sequence[str] = (),
+    ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         # Idle workers sleep: PyTorch's own run in turns with these, and spinning ones would take its cores.
@@ -74,6 +83,8 @@ class GraphSession:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
         self.specs = specs
         self.is_fused = is_fused
+        self.figures = tuple(figures)
+        self.told: dict[str, NDArray[np.float32]] = {}
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.dtypes = input_dtypes(path)
         self._vocab_size: int = self._session.get_outputs()[0].shape[1]
@@ -105,7 +116,9 @@ class GraphSession:
         for spec, array in zip(self.specs, present, strict=True):
             binding.bind_output(spec.present, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         logits = np.empty((B, self._vocab_size), np.float32)
-        binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
+        self.told = {name: np.empty(B, np.float32) for name in self.figures}
+        for name, output in {"logits": logits, **self.told}.items():
+            binding.bind_output(name, "cpu", 0, output.dtype, output.shape, output.ctypes.data)
         self._session.run_with_iobinding(binding)
         for before, after in zip(past, present, strict=True):
             if before is not after:

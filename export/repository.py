@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,21 +29,23 @@ def install(
     engine: Path,
     tokenizer: Path,
     parameters: Mapping[str, str] | None = None,
+    figures: Collection[str] = (),
 ) -> Installed:
     """Move the files in `engine` and `tokenizer` into the repository and write the three configurations.
 
     Both directories must be on the repository's filesystem. What is there already with equal content is
-    kept. `parameters` are the engine's settings. Raises ExportError unless the comparison passed.
+    kept. `parameters` are the engine's settings, `figures` the graph's extra outputs.
+    Raises ExportError unless the comparison passed.
     """
     require_passed(engine)
     repository.mkdir(parents=True, exist_ok=True)
     _install(repository / tokenizer_name(model), tokenizer, tokenizer_config(model))
-    config = engine_config(model, parameters or ENGINE_PARAMETERS)
+    config = engine_config(model, parameters or ENGINE_PARAMETERS, figures)
     installed = _install(repository / engine_name(model), engine, config)
     # The ensemble comes last: when clients can see it, its steps are there.
     nothing = engine.with_name(f"{engine.name}.ensemble")
     nothing.mkdir()
-    _install(repository / model, nothing, ensemble_config(model))
+    _install(repository / model, nothing, ensemble_config(model, figures))
     return installed
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from export.compare import compare_graph
+from export.compare_figures import compare_figures
 from export.comparison import Comparison, hash_artifact, require_passed, write_comparison
 from export.formats.imported import TOKENIZER, ImportedModel, with_max_length
 from export.formats.readers import read_model
@@ -56,6 +57,11 @@ class Draft:
     engine: Path
     tokenizer: Path
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """What the model tells of itself: the graph's extra outputs."""
+        return self.model.decoder.extra_names()
+
 
 def run_stages(job: Job, progress: Progress) -> Outcome:
     """Do everything that `job` asks for. Raises ExportError; leaves nothing half-done."""
@@ -71,7 +77,13 @@ def run_stages(job: Job, progress: Progress) -> Outcome:
             return deliver_plan(draft, comparison, progress)
         write_manifest(manifest_for(draft, GRAPH, {}), draft.engine / MANIFEST)
         progress("install", str(options.repository))
-        installed = install(options.repository, options.model, engine=draft.engine, tokenizer=draft.tokenizer)
+        installed = install(
+            options.repository,
+            options.model,
+            engine=draft.engine,
+            tokenizer=draft.tokenizer,
+            figures=draft.figures,
+        )
     note = "" if installed.is_new else "These very files were installed already; their version stays."
     return Outcome(installed.directory, comparison, is_new=True, note=note)
 
@@ -97,11 +109,13 @@ def build_graph(draft: Draft, dtype: Dtype, progress: Progress) -> None:
     lowering: Lowering = "onnxruntime" if draft.job.is_installed else "standard"
     progress("graph", f"trace, fuse, write in {dtype}")
     if precision in ("fp32", "fp16"):
-        graph_from_decoder(draft.model.decoder, path, lowering=lowering, dtype=dtype)
+        graph_from_decoder(
+            draft.model.decoder, path, lowering=lowering, dtype=dtype, extra_outputs=draft.figures
+        )
         return
     whole = draft.engine.with_name("whole") / GRAPH
     smoothed = smooth(draft.model.decoder, draft.model.tokenizer.tokenizer)
-    graph_from_decoder(smoothed, whole, lowering=lowering, dtype=dtype)
+    graph_from_decoder(smoothed, whole, lowering=lowering, dtype=dtype, extra_outputs=draft.figures)
     del smoothed  # half a gigabyte for a model of 135 M
     progress("quantize", precision)
     quantize_graph(whole, path, precision, BLOCK_SIZE)
@@ -112,12 +126,15 @@ def compare(draft: Draft, progress: Progress) -> Comparison:
     """The report on the graph, which may say that it did not pass; written beside it, too."""
     options = draft.job.options
     specs, is_fused = draft.model.decoder.state_specs(), draft.job.is_installed
+    graph = GraphSession(draft.engine / GRAPH, specs, is_fused=is_fused, figures=draft.figures)
+    tolerance = TOLERANCES[options.precision]
     scenarios, perplexity, experts = compare_graph(
-        GraphSession(draft.engine / GRAPH, specs, is_fused=is_fused),
-        draft.model,
-        tolerance=TOLERANCES[options.precision],
-        report=lambda detail: progress("compare", detail),
+        graph, draft.model, tolerance=tolerance, report=lambda detail: progress("compare", detail)
     )
+    figures = []
+    if draft.figures:
+        progress("compare", "figures")
+        figures = compare_figures(graph, draft.model, tolerance)
     comparison = Comparison(
         model=options.model,
         engine=options.engine,
@@ -129,6 +146,7 @@ def compare(draft: Draft, progress: Progress) -> Comparison:
         scenarios=tuple(scenarios),
         perplexity=perplexity,
         experts=experts,
+        figures=tuple(figures),
     )
     write_comparison(comparison, draft.engine)
     return comparison
@@ -178,5 +196,5 @@ def manifest_for(draft: Draft, graph: GraphName, stamps: Mapping[str, str]) -> M
         states=tuple(StateTensor.model_validate(state) for state in states),
         special_tokens=draft.model.special_tokens,
         sampling=job.sampling,
-        extra_outputs=(),
+        extra_outputs=draft.figures,
     )

@@ -1,6 +1,6 @@
 """The `config.pbtxt` of each of a model's three directories, through Triton's own protobuf classes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TypeVar
 
 from google.protobuf import text_format
@@ -13,6 +13,7 @@ from export.contract import (
     TOKENIZED,
     TensorSpec,
     engine_name,
+    extra_tensors,
     tokenizer_name,
 )
 
@@ -29,12 +30,14 @@ ENGINE_PARAMETERS: dict[str, str] = {
 }
 
 
-def engine_config(model: str, parameters: Mapping[str, str]) -> str:
-    """The decoupled engine; its tensors are declared by the backend itself."""
+def engine_config(model: str, parameters: Mapping[str, str], figures: Collection[str] = ()) -> str:
+    """The decoupled engine; the backend itself declares its tensors, but for those of the `figures`."""
     config = _python_model(engine_name(model), backend="causal_lm")
     config.model_transaction_policy.decoupled = True
     for name, value in parameters.items():
         config.parameters[name].string_value = value
+    for name, spec in extra_tensors(figures).items():
+        config.output.append(_tensor(triton.ModelOutput(name=name), spec))
     return text_format.MessageToString(config)
 
 
@@ -50,20 +53,24 @@ def _python_model(name: str, *, backend: str) -> triton.ModelConfig:
     return config
 
 
-def ensemble_config(model: str) -> str:
-    """What clients call: the tokenizer's output goes to the engine, every other input too."""
+def ensemble_config(model: str, figures: Collection[str] = ()) -> str:
+    """What clients call: the tokenizer's output goes to the engine, every other input too.
+
+    `figures` are the graph's extra outputs.
+    """
+    outputs = OUTPUTS | extra_tensors(figures)
     config = triton.ModelConfig(name=model, platform="ensemble", max_batch_size=MAX_BATCH_SIZE)
     config.version_policy.latest.num_versions = 1
     for name, spec in (PROMPT_INPUTS | GENERATION_INPUTS).items():
         config.input.append(_tensor(triton.ModelInput(name=name, optional=True), spec))
-    for name, spec in OUTPUTS.items():
+    for name, spec in outputs.items():
         config.output.append(_tensor(triton.ModelOutput(name=name), spec))
     to_ids = config.ensemble_scheduling.step.add(model_name=tokenizer_name(model), model_version=-1)
     to_ids.input_map.update({name: name for name in PROMPT_INPUTS})
     to_ids.output_map.update({name: name for name in TOKENIZED})
     to_text = config.ensemble_scheduling.step.add(model_name=engine_name(model), model_version=-1)
     to_text.input_map.update({name: name for name in (*TOKENIZED, *GENERATION_INPUTS)})
-    to_text.output_map.update({name: name for name in OUTPUTS})
+    to_text.output_map.update({name: name for name in outputs})
     return text_format.MessageToString(config)
 
 

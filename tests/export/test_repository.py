@@ -13,6 +13,7 @@ from export.contract import GENERATION_INPUTS, OUTPUTS, PROMPT_INPUTS
 from export.errors import ExportError
 from export.installed import installed_engine, installed_request, latest_version
 from export.repository import Installed, install
+from export.triton_config import engine_config, ensemble_config
 from export.workspace import require_disk, workspace
 
 README = Path(__file__).parents[2] / "model_repository" / "README.md"
@@ -205,6 +206,20 @@ def test_the_ensemble_declares_the_documented_tensors(tmp_path: Path) -> None:
         kind, dims = (documented_tensors(inputs) | documented_tensors(outputs))[tensor.name]
         assert triton.DataType.Name(tensor.data_type) == f"TYPE_{kind}"
         assert list(tensor.dims) == [int(dims)]
+
+
+def test_extra_outputs_are_declared_where_the_model_has_them(tmp_path: Path) -> None:
+    for figures, expected in ((("epistemic", "thought_budget"), {"uncertainty", "cot_budget"}), ((), set())):
+        engine = text_format.Parse(engine_config("tiny", {}, figures), triton.ModelConfig())
+        ensemble = text_format.Parse(ensemble_config("tiny", figures), triton.ModelConfig())
+        assert {tensor.name for tensor in engine.output} == expected
+        assert {tensor.name for tensor in ensemble.output} == expected | set(OUTPUTS)
+        assert set(ensemble.ensemble_scheduling.step[1].output_map) == expected | set(OUTPUTS)
+
+
+def test_a_figure_that_no_tensor_carries_is_refused() -> None:
+    with pytest.raises(ExportError, match="tells mood, which no tensor carries; known are confidence"):
+        ensemble_config("tiny", ("mood", "epistemic"))
 
 
 def documented_tensors(text: str) -> dict[str, tuple[str, str]]:
