@@ -38,7 +38,7 @@ serve: setup ## a real chat model on http://127.0.0.1:8000 (ARGS="--port 9000" t
 	@exec $(BIN)/trident serve $(ARGS)
 
 .PHONY: train
-train: setup ## train atlas from random weights and print its three scores (10 to 15 minutes)
+train: setup ## train atlas from random weights and print its three scores (ten minutes)
 	@exec $(BIN)/trident train atlas $(ARGS)
 
 .PHONY: export
@@ -61,6 +61,10 @@ lint: setup ## ruff (lint and format) and mypy --strict
 .PHONY: bench
 bench: setup ## engine against the bare session and transformers; writes tests/bench/results/latest.json
 	@exec $(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: systems
+systems: setup ## train, prove and serve every system in small, and print a table (a quarter of an hour)
+	@exec $(BIN)/python -m tests.systems $(ARGS)
 
 .PHONY: lock
 lock: ## write both lock files from the environments as they are
