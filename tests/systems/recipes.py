@@ -20,7 +20,7 @@ class System:
 
     @property
     def recipe(self) -> Recipe:
-        """One thread, so that its seconds are those of the CPU; batches of 16 rows of at most MAX_LENGTH tokens."""
+        """One thread, whose seconds are those of the CPU; batches of 16 rows of at most MAX_LENGTH tokens."""
         return Recipe(
             model=preset(self.preset).model_copy(update={"vocab_size": VOCAB_SIZE, "max_length": MAX_LENGTH}),
             chat=self.chat,
