@@ -145,6 +145,12 @@ def export(context: typer.Context) -> None:
     _become("export", *context.args)
 
 
+@app.command(context_settings=PASS_ON)
+def inspect(context: typer.Context) -> None:
+    """Say what a checkpoint is and how it would be served, without reading its weights."""
+    _become("export.inspect_command", *context.args)
+
+
 def main() -> None:
     """Run the command line; exit code 0 is success, 1 a failure told in one sentence, 2 wrong usage."""
     try:

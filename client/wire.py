@@ -41,11 +41,18 @@ _SHARED_INPUTS = {
     "num_log_probs": Tensor("INT32", 1),
 }
 
-INPUTS = {"text_input": Tensor("BYTES", 1), "messages": Tensor("BYTES", 1), **_SHARED_INPUTS}
+INPUTS = {
+    "text_input": Tensor("BYTES", 1),
+    "messages": Tensor("BYTES", 1),
+    "evidence": Tensor("BYTES", -1),
+    "num_permutations": Tensor("INT32", 1),
+    **_SHARED_INPUTS,
+}
 """Inputs of the ensemble `NAME`."""
 
 ENGINE_INPUTS = {
     "input_ids": Tensor("INT32", -1),
+    "prompt_lengths": Tensor("INT32", -1),
     "prompt": Tensor("BYTES", 1),
     **_SHARED_INPUTS,
     "stop": Tensor("BOOL", 1),
@@ -66,7 +73,11 @@ OUTPUTS = {
 }
 """Outputs of both."""
 
-_JSON_TENSORS = frozenset({"messages", "logit_bias", "top_log_probs", "timings"})
+EXTRA_OUTPUTS = {"uncertainty": Tensor("BYTES", 1), "cot_budget": Tensor("INT32", 1)}
+"""Further outputs of both, of the models that tell them."""
+
+_JSON_TENSORS = frozenset({"messages", "logit_bias", "top_log_probs", "timings", "uncertainty"})
+_EMPTY: dict[str, Any] = {"timings": {}, "top_log_probs": []}
 _ERROR_FORM = re.compile(
     r"\b(invalid|overloaded|unavailable|internal): ([A-Za-z_][\w.\[\]-]*): (.+)", re.DOTALL
 )
@@ -99,11 +110,14 @@ class GenerateRequest:
 
     Give exactly one of `text_input` (the prompt as it is), `messages` (the chat template is applied)
     and `input_ids` (goes to `NAME_engine` directly). Ranges: `model_repository/README.md`.
+    `evidence` are blocks of text that go to `{evidence}` in the prompt, in `num_permutations` orders.
     """
 
     text_input: str | None = None
     messages: Sequence[Mapping[str, str]] | None = None
     input_ids: Sequence[int] | None = None
+    evidence: Sequence[str] | None = None
+    num_permutations: int | None = None
     max_tokens: int | None = None
     min_tokens: int | None = None
     stop_words: Sequence[str] | None = None
@@ -128,6 +142,8 @@ class GenerateRequest:
             raise WireError(
                 "invalid", "text_input", f"give one of text_input, messages, input_ids; got {names}"
             )
+        if self.evidence is not None and self.input_ids is not None:
+            raise WireError("invalid", "evidence", "token ids have no place for it; send the prompt as text")
 
     def infer_inputs(self) -> list[Any]:
         """Return the `tritonclient.grpc.InferInput` list of every field that is set."""
@@ -137,7 +153,10 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class GenerateResponse:
-    """One response of a generation; the meaning of each field is the contract's."""
+    """One response of a generation; the meaning of each field is the contract's.
+
+    `uncertainty` and `cot_budget` are None for a model that does not tell them.
+    """
 
     text_output: str = ""
     output_ids: Sequence[int] = ()
@@ -149,6 +168,8 @@ class GenerateResponse:
     output_log_probs: Sequence[float] = ()
     top_log_probs: Sequence[Mapping[str, float]] = ()
     timings: Mapping[str, int] = field(default_factory=dict)
+    uncertainty: Mapping[str, Any] | None = None
+    cot_budget: int | None = None
 
     @classmethod
     def from_infer_result(cls, result: Any) -> GenerateResponse:
@@ -185,14 +206,15 @@ def _plain(item: Any, datatype: str) -> Any:
 
 
 def _decoded(name: str, content: bytes) -> Any:
-    tensor = OUTPUTS.get(name)
+    tensor = OUTPUTS.get(name) or EXTRA_OUTPUTS.get(name)
     if tensor is None:
-        raise WireError("internal", name, f"an output outside the contract; known: {', '.join(OUTPUTS)}")
+        known = ", ".join((*OUTPUTS, *EXTRA_OUTPUTS))
+        raise WireError("internal", name, f"an output outside the contract; known: {known}")
     values = _DECODERS[tensor.datatype](content)
     if tensor.size == -1:
         return values
     if name in _JSON_TENSORS:
-        return json.loads(values[0]) if values[0] else ({} if name == "timings" else [])
+        return json.loads(values[0]) if values[0] else _EMPTY.get(name)
     return values[0]
 
 

@@ -18,6 +18,8 @@ class TensorSpec(NamedTuple):
 PROMPT_INPUTS: dict[str, TensorSpec] = {
     "text_input": TensorSpec("TYPE_STRING"),
     "messages": TensorSpec("TYPE_STRING"),
+    "evidence": TensorSpec("TYPE_STRING", (-1,)),
+    "num_permutations": TensorSpec("TYPE_INT32"),
 }
 
 GENERATION_INPUTS: dict[str, TensorSpec] = {
@@ -39,8 +41,11 @@ GENERATION_INPUTS: dict[str, TensorSpec] = {
     "num_log_probs": TensorSpec("TYPE_INT32"),
 }
 
+# What goes to both steps: the orders of the evidence follow from the seed, too.
+SHARED = ("seed",)
+
 # What the tokenizer step gives to the engine step.
-TOKENIZED = ("input_ids", "prompt")
+TOKENIZED = ("input_ids", "prompt_lengths", "prompt")
 
 OUTPUTS: dict[str, TensorSpec] = {
     "text_output": TensorSpec("TYPE_STRING"),

@@ -10,6 +10,7 @@ from export.contract import (
     GENERATION_INPUTS,
     OUTPUTS,
     PROMPT_INPUTS,
+    SHARED,
     TOKENIZED,
     TensorSpec,
     engine_name,
@@ -54,7 +55,7 @@ def _python_model(name: str, *, backend: str) -> triton.ModelConfig:
 
 
 def ensemble_config(model: str, figures: Collection[str] = ()) -> str:
-    """What clients call: the tokenizer's output goes to the engine, every other input too.
+    """What clients call: the tokenizer's output goes to the engine, and every input to where it is read.
 
     `figures` are the graph's extra outputs.
     """
@@ -66,7 +67,7 @@ def ensemble_config(model: str, figures: Collection[str] = ()) -> str:
     for name, spec in outputs.items():
         config.output.append(_tensor(triton.ModelOutput(name=name), spec))
     to_ids = config.ensemble_scheduling.step.add(model_name=tokenizer_name(model), model_version=-1)
-    to_ids.input_map.update({name: name for name in PROMPT_INPUTS})
+    to_ids.input_map.update({name: name for name in (*PROMPT_INPUTS, *SHARED)})
     to_ids.output_map.update({name: name for name in TOKENIZED})
     to_text = config.ensemble_scheduling.step.add(model_name=engine_name(model), model_version=-1)
     to_text.input_map.update({name: name for name in (*TOKENIZED, *GENERATION_INPUTS)})

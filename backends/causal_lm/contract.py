@@ -99,17 +99,34 @@ class ContractReader:
             raise RequestError("logit_bias", "is not a JSON object, token id → bias")
         return dict(_bias(key, value, vocab_size) for key, value in data.items())
 
-    def token_ids(self, manifest: Manifest) -> NDArray[np.int64]:
+    def prompts(self, manifest: Manifest) -> tuple[NDArray[np.int64], ...]:
+        """`input_ids`, cut into prompts of `prompt_lengths` if these are given."""
+        ids = self._token_ids(manifest)
+        lengths = self._prompt_lengths(len(ids))
+        if max(lengths) >= manifest.max_length:
+            raise RequestError(
+                "input_ids",
+                f"the prompt has {max(lengths)} tokens, allowed are up to {manifest.max_length - 1} "
+                f"(the model's context holds {manifest.max_length}, the answer included)",
+            )
+        return tuple(np.split(ids, np.cumsum(lengths)[:-1]))
+
+    def _prompt_lengths(self, num_ids: int) -> list[int]:
+        value = self._take("prompt_lengths")
+        lengths = np.asarray([num_ids] if value is None else value)
+        if lengths.ndim != 1 or lengths.size == 0 or lengths.dtype.kind not in "iu" or lengths.min() < 1:
+            raise RequestError("prompt_lengths", "a list of lengths of at least one token each is needed")
+        if lengths.sum() != num_ids:
+            raise RequestError(
+                "prompt_lengths", f"their sum is {lengths.sum()}, allowed is {num_ids}, all of input_ids"
+            )
+        return [int(length) for length in lengths]
+
+    def _token_ids(self, manifest: Manifest) -> NDArray[np.int64]:
         value = self._take("input_ids")
         ids = np.asarray([] if value is None else value)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise RequestError("input_ids", "a list of at least one token id is needed")
-        if len(ids) >= manifest.max_length:
-            raise RequestError(
-                "input_ids",
-                f"the prompt has {len(ids)} tokens, allowed are up to {manifest.max_length - 1} "
-                f"(the model's context holds {manifest.max_length}, the answer included)",
-            )
         if ids.min() < 0 or ids.max() >= manifest.vocab_size:
             worst = ids.min() if ids.min() < 0 else ids.max()
             raise RequestError(

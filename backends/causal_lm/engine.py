@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from backends.causal_lm.averaging import averaged
 from backends.causal_lm.cancellation import EarlyCancels
 from backends.causal_lm.manifest import LoadError, Manifest, read_manifest
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.request import FinishReason, GenerationRequest, Sink
+from backends.causal_lm.request import FinishReason, GenerationRequest, RequestError, Sink
 from backends.causal_lm.runner import Runner
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
-from backends.causal_lm.scheduler import Chunk, OverloadedError, Scheduler
+from backends.causal_lm.scheduler import Chunk, OverloadedError, Row, Scheduler
 from backends.causal_lm.sequence import Sequence, next_inputs
 from backends.causal_lm.settings import EngineSettings
 
@@ -115,6 +116,10 @@ class Engine:
 
     def _enqueue(self, sequence: Sequence) -> str:
         """Let a sequence wait; the refusal, or an empty string."""
+        slots, asked = self._settings.slots, len(sequence.lengths)
+        if asked > slots:
+            allowed = f"{asked} were given, allowed are 1 to {slots}, as many as the engine has slots"
+            return str(RequestError("num_permutations", allowed))
         with self._changed:
             if self._refusal:
                 return self._refusal
@@ -148,7 +153,7 @@ class Engine:
         if chunk is not None:
             self._read(chunk)
         if self._scheduler.running:
-            self._decode(list(self._scheduler.running))
+            self._decode(list(self._scheduler.rows))
         self._report_load()
 
     def _end_cancelled(self) -> None:
@@ -166,9 +171,9 @@ class Engine:
     def _read(self, chunk: Chunk[Sequence]) -> None:
         """Run one prompt chunk; after the last one choose the first token."""
         sequence = chunk.sequence
-        if chunk.start == 0:
+        if chunk.start == chunk.prompt == 0:
             self._begin(sequence)
-        tokens = sequence.request.prompt_ids[chunk.start : chunk.stop]
+        tokens = sequence.request.prompts[chunk.prompt][chunk.start : chunk.stop]
         try:
             if chunk.start == 0:
                 self._runner.reset(chunk.row)
@@ -178,40 +183,50 @@ class Engine:
             return
         self._failures["prefill"] = 0
         self._metrics.add("prompt_tokens_total", len(tokens))
+        if chunk.ends_prompt:
+            sequence.endings.append((logits.copy(), self._runner.figures[chunk.row].copy()))
         with self._changed:
             whole = self._scheduler.complete(chunk)
         if whole:
             self._metrics.observe("time_to_first_token_seconds", self._clock() - sequence.submitted)
             self._metrics.add("generation_tokens_total", 1)
-            figures = self._runner.figures[chunk.row].copy()
-            self._accept(sequence, logits, int(logits.argmax()), figures)
+            every_logits, every_figures = (np.stack(each) for each in zip(*sequence.endings, strict=True))
+            sequence.endings.clear()
+            self._accept(sequence, every_logits, every_figures, list(range(len(every_logits))))
 
     def _begin(self, sequence: Sequence) -> None:
         sequence.prefill_started = self._clock()
         self._metrics.observe("request_queue_time_seconds", sequence.prefill_started - sequence.submitted)
 
-    def _decode(self, sequences: list[Sequence]) -> None:
+    def _decode(self, rows: list[Row[Sequence]]) -> None:
         """One token for every running sequence, all of which have had one before."""
+        sequences = list(self._scheduler.running)
         try:
-            logits = self._runner.decode(*next_inputs(sequences))  # [n, V]
+            logits = self._runner.decode(*next_inputs(rows))  # [n, V]
         except Exception as error:
             self._step_failed("decode", sequences, error)
             return
         self._failures["decode"] = 0
-        greedy, figures = logits.argmax(axis=1).tolist(), self._runner.figures.copy()
+        figures = self._runner.figures.copy()
         self._metrics.add("generation_tokens_total", len(sequences))
         # Their tokens come together, so one interval speaks for all (a call of Triton's metrics is not free).
         self._metrics.observe("inter_token_latency_seconds", self._clock() - sequences[0].last_token_at)
-        for sequence in sequences:
-            sequence.length += 1
-        for row, sequence in enumerate(sequences):
-            self._accept(sequence, logits[row], greedy[row], figures[row])
+        held: dict[Sequence, list[int]] = {sequence: [] for sequence in sequences}
+        for place, row in enumerate(rows):
+            row.sequence.lengths[row.prompt] += 1
+            held[row.sequence].append(place)
+        for sequence, places in held.items():
+            self._accept(sequence, logits, figures, places)
 
-    def _accept(self, sequence: Sequence, logits: Floats, greedy: int, figures: Floats) -> None:
-        """Choose a sequence's token and send what is due; its own failure ends it alone."""
+    def _accept(self, sequence: Sequence, logits: Floats, figures: Floats, rows: list[int]) -> None:
+        """Choose a sequence's token by its `rows` of logits [n, V] and figures [n, F], send what is due.
+
+        Its own failure ends it alone.
+        """
         try:
-            choice = sequence.sampler.choose(logits, greedy)
-            reason = sequence.accept(choice, figures, self._clock())
+            own = averaged(logits, rows)
+            choice = sequence.sampler.choose(own, int(own.argmax()))
+            reason = sequence.accept(choice, figures[rows], self._clock())
             if not reason:
                 self._send_due(sequence)
         except Exception as error:

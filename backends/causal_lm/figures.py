@@ -54,7 +54,7 @@ class FigureLog:
         return 0 if self._first is None else round(float(self._first[self._budget_column]))
 
     def add(self, figures: NDArray[np.float32], *, shown: bool) -> None:
-        """Take the figures [F] of one step; they count for the answer if its token is `shown`.
+        """Take the figures [k, F] of one step, of k rows their mean; `shown` tokens count for the answer.
 
         Raises NonFiniteFigureError.
         """
@@ -62,11 +62,12 @@ class FigureLog:
             return
         if not np.isfinite(figures).all():
             raise NonFiniteFigureError(f"the graph's {', '.join(self._names)} are {figures.tolist()}")
+        mean = figures.mean(axis=0)
         if self._first is None:
-            self._first = figures
+            self._first = mean
         if shown and self._columns:
-            self._tokens.append(figures)
-            self._sum += figures
+            self._tokens.append(mean)
+            self._sum += mean
             self._count += 1
 
     def take(self, *, is_last: bool) -> Uncertainty | None:

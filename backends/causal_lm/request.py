@@ -33,10 +33,13 @@ class SamplingParameters:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One validated generation: `prompt_ids` is int64 [P], counts are tokens."""
+    """One validated generation; counts are tokens.
+
+    `prompts` are int64 [P] each: of several, the distributions of the next token are averaged.
+    """
 
     id: str
-    prompt_ids: NDArray[np.int64]
+    prompts: tuple[NDArray[np.int64], ...]
     max_tokens: int
     min_tokens: int = 0
     sampling: SamplingParameters = SamplingParameters()
@@ -56,12 +59,12 @@ class GenerationRequest:
         Raises RequestError naming the tensor, what was given and what is allowed.
         """
         reader = ContractReader(values)
-        prompt_ids = reader.token_ids(manifest)
-        room = manifest.max_length - len(prompt_ids)
+        prompts = reader.prompts(manifest)
+        room = manifest.max_length - max(map(len, prompts))
         max_tokens = reader.integer("max_tokens", room, low=1)
         request = cls(
             id=request_id,
-            prompt_ids=prompt_ids,
+            prompts=prompts,
             max_tokens=max_tokens,
             min_tokens=reader.integer("min_tokens", 0, low=0, high=max_tokens),
             sampling=_sampling(reader, manifest),

@@ -47,7 +47,7 @@ class Sampler:
         if _penalises(request):
             self._counts = np.zeros(vocab_size, np.int32)
             self._seen = np.zeros(vocab_size, np.bool_)
-            self._seen[request.prompt_ids] = True
+            self._seen[np.concatenate(request.prompts)] = True
 
     def choose(self, logits: Floats, greedy: int) -> Choice:
         """Choose from raw `logits` [V], whose argmax is `greedy`; raises NonFiniteLogitsError."""

@@ -1,9 +1,9 @@
 """Who runs next: pure policy, no tensors, no clock, no thread."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from backends.causal_lm.settings import EngineSettings
 
@@ -11,12 +11,12 @@ _KERNEL_BLOCK = 32  # ONNX Runtime's attention takes twice the head size, a mult
 
 
 class Schedulable(Protocol):
-    """What the policy must know of a sequence: its prompt's length and how many tokens its row holds."""
+    """What the policy must know of a sequence: each of its prompts' lengths, and what their rows hold."""
 
     @property
-    def prompt_length(self) -> int: ...
+    def prompt_lengths(self) -> Sequence[int]: ...
 
-    length: int
+    lengths: list[int]
 
 
 S = TypeVar("S", bound=Schedulable)
@@ -30,14 +30,32 @@ class OverloadedError(Exception):
         self.waiting = waiting
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk(Generic[S]):
-    """Prompt tokens [start, stop) of a sequence, to be run in `row`."""
+class Row(NamedTuple, Generic[S]):
+    """One prompt of a sequence, which holds a row."""
 
     sequence: S
+    prompt: int
+
+    @property
+    def length(self) -> int:
+        """How many tokens the row holds."""
+        return self.sequence.lengths[self.prompt]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk(Generic[S]):
+    """Tokens [start, stop) of one prompt of a sequence, to be run in `row`."""
+
+    sequence: S
+    prompt: int
     row: int
     start: int
     stop: int
+
+    @property
+    def ends_prompt(self) -> bool:
+        """Whether nothing of the prompt comes after it."""
+        return self.stop == self.sequence.prompt_lengths[self.prompt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +70,8 @@ class Move:
 class Scheduler(Generic[S]):
     """First come, first served; one prompt at a time, in chunks, between the steps of the running.
 
-    Running sequences hold rows [0, n), the one whose prompt is being read holds row n.
+    A sequence holds a row per prompt, all or none. Those of running sequences are `rows`, [0, n); those of
+    the sequence that is being read follow, in the order of its prompts.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -60,6 +79,7 @@ class Scheduler(Generic[S]):
         self.waiting: deque[S] = deque()
         self.reading: S | None = None
         self.running: list[S] = []
+        self.rows: list[Row[S]] = []
 
     def __iter__(self) -> Iterator[S]:
         yield from self.running
@@ -72,27 +92,30 @@ class Scheduler(Generic[S]):
 
     def enqueue(self, sequence: S) -> None:
         """Let a sequence wait for its turn; raises OverloadedError when slots and queue are full."""
-        if len(self) >= self._settings.slots + self._settings.queue_size:
+        asked = len(sequence.lengths) + sum(len(other.lengths) for other in self)
+        if asked > self._settings.slots + self._settings.queue_size:
             raise OverloadedError(len(self.waiting))
         self.waiting.append(sequence)
 
     def next_chunk(self) -> Chunk[S] | None:
-        """The prompt chunk of this step, admitting the next waiting sequence when a row is free."""
-        row = len(self.running)
-        if self.reading is None:
-            if not self.waiting or row == self._settings.slots:
-                return None
-            self.reading = self.waiting.popleft()
-        start = self.reading.length
-        return Chunk(self.reading, row, start, start + self._chunk_size(self.reading.prompt_length - start))
+        """The prompt chunk of this step, admitting the next waiting sequence when its rows are free."""
+        sequence = self.reading or self._admit()
+        if sequence is None:
+            return None
+        prompt = next(_unread(sequence))
+        start = sequence.lengths[prompt]
+        stop = start + self._chunk_size(sequence.prompt_lengths[prompt] - start)
+        return Chunk(sequence, prompt, len(self.rows) + prompt, start, stop)
 
     def complete(self, chunk: Chunk[S]) -> bool:
-        """Note that a chunk has run; true when its sequence's prompt is now whole and it runs."""
-        chunk.sequence.length = chunk.stop
-        if chunk.stop < chunk.sequence.prompt_length:
+        """Note that a chunk has run; true when its sequence's prompts are now whole and it runs."""
+        sequence = chunk.sequence
+        sequence.lengths[chunk.prompt] = chunk.stop
+        if any(True for _ in _unread(sequence)):
             return False
         self.reading = None
-        self.running.append(chunk.sequence)
+        self.running.append(sequence)
+        self.rows.extend(Row(sequence, prompt) for prompt in range(len(sequence.lengths)))
         return True
 
     def remove(self, sequence: S) -> list[Move]:
@@ -103,14 +126,29 @@ class Scheduler(Generic[S]):
         if sequence not in self.running:
             self.waiting.remove(sequence)
             return []
-        row = self.running.index(sequence)
-        last = len(self.running) - 1
-        moves = [Move(last, row, self.running[last].length)] if row != last else []
-        self.running[row] = self.running[last]
-        self.running.pop()
-        if self.reading is not None:
-            moves.append(Move(last + 1, last, self.reading.length))
-        return moves
+        self.running.remove(sequence)
+        return [*self._fill(sequence), *self._follow(len(sequence.lengths))]
+
+    def _admit(self) -> S | None:
+        """Let the next waiting sequence be read, if there is a row for each of its prompts."""
+        if self.waiting and len(self.rows) + len(self.waiting[0].lengths) <= self._settings.slots:
+            self.reading = self.waiting.popleft()
+        return self.reading
+
+    def _fill(self, sequence: S) -> Iterator[Move]:
+        """Free a running sequence's rows, the last first; each is filled from the last one left."""
+        for row in reversed([row for row, held in enumerate(self.rows) if held.sequence is sequence]):
+            last = self.rows.pop()
+            if row < len(self.rows):
+                self.rows[row] = last
+                yield Move(len(self.rows), row, last.length)
+
+    def _follow(self, freed: int) -> Iterator[Move]:
+        """Move what has been read of the next sequence down by the freed rows."""
+        for prompt, length in enumerate(self.reading.lengths if self.reading else ()):
+            if length:
+                row = len(self.rows) + prompt
+                yield Move(row + freed, row, length)
 
     def _chunk_size(self, remaining: int) -> int:
         limit = self._settings.interleave_tokens if self.running else self._settings.prefill_tokens
@@ -120,3 +158,9 @@ class Scheduler(Generic[S]):
         while size > 1 and (size % _KERNEL_BLOCK == 1 or remaining - size == 1):
             size -= 1
         return size
+
+
+def _unread(sequence: Schedulable) -> Iterator[int]:
+    """The prompts that are not whole yet."""
+    lengths = zip(sequence.lengths, sequence.prompt_lengths, strict=True)
+    return (prompt for prompt, (length, whole) in enumerate(lengths) if length < whole)

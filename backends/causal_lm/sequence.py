@@ -11,19 +11,25 @@ from backends.causal_lm.figures import FigureLog
 from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.request import FinishReason, GenerationRequest, Output, Sink, Timings
 from backends.causal_lm.sampling import Choice, Sampler
+from backends.causal_lm.scheduler import Row
+
+Floats = NDArray[np.float32]
 
 
 class Sequence:
     """A request with everything that its generation needs; times are seconds of the engine's clock.
 
-    `length` counts the tokens that its row holds. The engine's thread alone touches it, but for `cancelled`.
+    It has a row for each of its prompts; `lengths` counts the tokens that these hold.
+    The engine's thread alone touches it, but for `cancelled`.
     """
 
     def __init__(
         self, request: GenerationRequest, sink: Sink, *, manifest: Manifest, tokenizer: Tokenizer, now: float
     ) -> None:
         self.request, self.sink = request, sink
-        self.length = 0
+        self.prompt_lengths = tuple(len(prompt) for prompt in request.prompts)
+        self.lengths = [0] * len(request.prompts)
+        self.endings: list[tuple[Floats, Floats]] = []  # logits [V] and figures [F] after each prompt
         self.last_token = -1
         self.cancelled = False
         self.submitted = now
@@ -33,7 +39,7 @@ class Sequence:
         self.sent_at: float | None = None
         self.sampler = Sampler(request, manifest.vocab_size, manifest.special_tokens.eos)
         self._eos = manifest.special_tokens.eos
-        self._limit = min(request.max_tokens, manifest.max_length - self.prompt_length)
+        self._limit = min(request.max_tokens, manifest.max_length - max(self.prompt_lengths))
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(request.stop_words)
         self._figures = FigureLog(manifest.extra_outputs)
@@ -46,15 +52,11 @@ class Sequence:
         self._top_log_probs: list[Mapping[int, float]] = []
 
     @property
-    def prompt_length(self) -> int:
-        return len(self.request.prompt_ids)
-
-    @property
     def num_output_tokens(self) -> int:
         return self._num_output_tokens
 
-    def accept(self, choice: Choice, figures: NDArray[np.float32], now: float) -> FinishReason:
-        """Take the next token and the figures [F] of its step; the reason to finish, or an empty string.
+    def accept(self, choice: Choice, figures: Floats, now: float) -> FinishReason:
+        """Take the next token and its rows' figures [k, F]; the reason to finish, or an empty string.
 
         End-of-sequence is not shown.
         """
@@ -105,7 +107,7 @@ class Sequence:
         output = Output(
             text=self._text,
             token_ids=tuple(self._token_ids),
-            num_input_tokens=self.prompt_length,
+            num_input_tokens=sum(self.prompt_lengths),
             num_output_tokens=self._num_output_tokens,
             finish_reason=reason,
             stop_reason=self._stop_reason,
@@ -130,11 +132,11 @@ class Sequence:
 def _echo(request: GenerationRequest, tokenizer: Tokenizer) -> str:
     if request.prompt is not None:
         return request.prompt
-    return str(tokenizer.decode(request.prompt_ids.tolist(), skip_special_tokens=True))
+    return str(tokenizer.decode(request.prompts[0].tolist(), skip_special_tokens=True))
 
 
-def next_inputs(sequences: list[Sequence]) -> tuple["np.ndarray[tuple[int], np.dtype[np.int64]]", ...]:
+def next_inputs(rows: list[Row[Sequence]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tokens [n] and positions [n] of the next decode step."""
-    tokens = np.fromiter((sequence.last_token for sequence in sequences), np.int64, len(sequences))
-    positions = np.fromiter((sequence.length for sequence in sequences), np.int64, len(sequences))
+    tokens = np.fromiter((row.sequence.last_token for row in rows), np.int64, len(rows))
+    positions = np.fromiter((row.length for row in rows), np.int64, len(rows))
     return tokens, positions

@@ -15,6 +15,7 @@ from backends.causal_lm.request import Output
 # All are optional to Triton: the engine itself says what is missing, in the contract's form.
 INPUTS: Mapping[str, tuple[str, list[int]]] = {
     "input_ids": ("TYPE_INT32", [-1]),
+    "prompt_lengths": ("TYPE_INT32", [-1]),
     "prompt": ("TYPE_STRING", [1]),
     "max_tokens": ("TYPE_INT32", [1]),
     "min_tokens": ("TYPE_INT32", [1]),
@@ -81,11 +82,11 @@ def check_declared(config: Mapping[str, Any], figures: Collection[str]) -> None:
 
 
 def value_of(name: str, array: Array) -> object:
-    """One input (1, ...) → scalar, list of bytes, or token ids (N,), as the input's dims say."""
+    """One input (1, ...) → scalar, list of bytes, or numbers (N,), as the input's dims say."""
     flat = array.reshape(-1)
     if INPUTS[name][1] == [1]:
         return flat[0].item() if isinstance(flat[0], np.generic) else flat[0]
-    return flat if name == "input_ids" else flat.tolist()
+    return flat.tolist() if INPUTS[name][0] == "TYPE_STRING" else flat
 
 
 def arrays_from(output: Output) -> dict[str, Array]:

@@ -1,7 +1,7 @@
 """From what a client sends to the prompt that the engine reads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from backends.tokenizer.disguise import Disguise
 from backends.tokenizer.encoder import PromptEncoder, TokenIds
 from backends.tokenizer.errors import PromptError
+from backends.tokenizer.evidence import orders_of, with_evidence
 from backends.tokenizer.messages import Message, messages_from_json, text_from_bytes
 from backends.tokenizer.template import BoundedTemplate, OutOfBoundsError, RefusalError
 
@@ -34,14 +35,28 @@ class PromptBuilder:
         self._names = special_names(config)
         self._bos = required_bos(encoder, self._names) if config.get("add_bos_token") else None
 
-    def build(self, text_input: bytes | None, messages: bytes | None) -> Prompt:
-        """Exactly one of the two must be there. Raises PromptError."""
+    def build(
+        self,
+        text_input: bytes | None = None,
+        messages: bytes | None = None,
+        evidence: Sequence[bytes] | None = None,
+        num_permutations: int = 1,
+        seed: int | None = None,
+    ) -> list[Prompt]:
+        """One prompt per order of the evidence, the given order first; without evidence there is one.
+
+        Exactly one of `text_input` and `messages` must be there. Raises PromptError.
+        """
         if text_input is not None and messages is not None:
             raise PromptError("messages", "given together with text_input; send one of them")
+        orders = orders_of(evidence, num_permutations, seed)
         if text_input is not None:
-            return self.from_text(text_from_bytes(text_input, "text_input"))
+            text = text_from_bytes(text_input, "text_input")
+            return [self.from_text(text) for (text,) in with_evidence([text], orders)]
         if messages is not None:
-            return self.from_messages(messages_from_json(messages))
+            turns = messages_from_json(messages)
+            every = with_evidence([turn["content"] for turn in turns], orders)
+            return [self.from_messages(with_contents(turns, contents)) for contents in every]
         raise PromptError("text_input", "neither text_input nor messages is given; send one of them")
 
     def from_text(self, text: str) -> Prompt:
@@ -73,6 +88,10 @@ class PromptBuilder:
         except Exception as error:
             # The template is the model author's code: whatever it raises, only this request fails.
             raise PromptError("messages", f"the chat template failed: {error!r}", code="internal") from error
+
+
+def with_contents(messages: list[Message], contents: list[str]) -> list[Message]:
+    return [{**message, "content": text} for message, text in zip(messages, contents, strict=True)]
 
 
 def load_prompt_builder(directory: Path) -> PromptBuilder:

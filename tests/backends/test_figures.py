@@ -118,7 +118,7 @@ def test_a_figure_that_is_no_number_fails_its_request_alone(harness: Harness, te
 def log_of(*rows: tuple[float, float, float]) -> FigureLog:
     log = FigureLog(("epistemic", "thought_budget", "confidence"))
     for row in rows:
-        log.add(np.array(row, np.float32), shown=True)
+        log.add(np.array([row], np.float32), shown=True)
     return log
 
 
@@ -139,9 +139,18 @@ def test_before_its_prompt_is_read_a_request_has_neither_figures_nor_budget() ->
     assert log.take(is_last=True) == Uncertainty({"confidence": (), "epistemic": ()}, None)
 
 
+def test_of_several_rows_the_mean_is_told() -> None:
+    log = FigureLog(("confidence", "thought_budget"))
+    log.add(np.array([(0.2, 10.0), (0.4, 30.0)], np.float32), shown=True)
+    uncertainty = log.take(is_last=True)
+    assert uncertainty is not None
+    assert uncertainty.tokens["confidence"] == pytest.approx([0.3])
+    assert log.budget == 20
+
+
 def test_a_token_that_is_not_shown_does_not_count() -> None:
     log = log_of((0.5, 1.0, 0.5))
-    log.add(np.array((0.9, 1.0, 0.9), np.float32), shown=False)
+    log.add(np.array([(0.9, 1.0, 0.9)], np.float32), shown=False)
     uncertainty = log.take(is_last=True)
     assert uncertainty is not None
     assert uncertainty.mean == {"confidence": 0.5, "epistemic": 0.5}

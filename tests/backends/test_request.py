@@ -30,8 +30,8 @@ def build(manifest: Manifest, **values: object) -> GenerationRequest:
 
 def test_everything_but_the_ids_has_a_default(manifest: Manifest) -> None:
     request = build(manifest)
-    assert request.prompt_ids.dtype == np.int64
-    assert request.prompt_ids.tolist() == [5, 6]
+    assert [prompt.dtype for prompt in request.prompts] == [np.int64]
+    assert [prompt.tolist() for prompt in request.prompts] == [[5, 6]]
     assert request.max_tokens == MAX_LENGTH - 2
     assert (request.min_tokens, request.stream, request.exclude_input) == (0, False, True)
     assert (request.sampling.temperature, request.sampling.top_p) == (0.0, 1.0)
@@ -103,7 +103,14 @@ def test_the_far_bound_of_a_range_is_allowed(manifest: Manifest, name: str) -> N
         ({"input_ids": [3, -1]}, "input_ids: token id -1 was given"),
         ({"input_ids": [1] * MAX_LENGTH}, "input_ids: the prompt has 96 tokens, allowed are up to 95"),
         ({"prompt": 3}, "prompt: 3 was given, a string"),
-        ({"colour": 1}, "colour: is not an input of the engine, allowed are input_ids, max_tokens"),
+        ({"prompt_lengths": []}, "prompt_lengths: a list of lengths of at least one token"),
+        ({"prompt_lengths": [2, 0]}, "prompt_lengths: a list of lengths of at least one token"),
+        ({"prompt_lengths": [1]}, "prompt_lengths: their sum is 1, allowed is 2, all of input_ids"),
+        (
+            {"input_ids": [1] * (MAX_LENGTH + 2), "prompt_lengths": [2, MAX_LENGTH]},
+            "input_ids: the prompt has 96 tokens, allowed are up to 95",
+        ),
+        ({"colour": 1}, "colour: is not an input of the engine, allowed are input_ids, prompt_lengths"),
     ],
 )
 def test_a_value_outside_the_contract_is_refused_by_name(
@@ -115,6 +122,15 @@ def test_a_value_outside_the_contract_is_refused_by_name(
 
 def test_a_prompt_may_leave_room_for_one_token(manifest: Manifest) -> None:
     assert build(manifest, input_ids=[1] * (MAX_LENGTH - 1)).max_tokens == 1
+
+
+def test_prompt_lengths_cut_the_ids_into_prompts_and_the_longest_leaves_the_room(manifest: Manifest) -> None:
+    ids = [1] * (2 * MAX_LENGTH)
+    request = build(manifest, input_ids=ids, prompt_lengths=np.array([MAX_LENGTH - 1, 5, MAX_LENGTH - 4]))
+    assert [len(prompt) for prompt in request.prompts] == [MAX_LENGTH - 1, 5, MAX_LENGTH - 4]
+    assert request.max_tokens == 1
+    cut = build(manifest, input_ids=[7, 8, 9], prompt_lengths=[1, 2]).prompts
+    assert [prompt.tolist() for prompt in cut] == [[7], [8, 9]]
 
 
 def test_missing_ids_are_refused(manifest: Manifest) -> None:

@@ -1,6 +1,6 @@
 """The bound session against plain runs of the same graph: rows, chunks and batches change no bit."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +66,10 @@ def test_a_prompt_in_chunks_equals_the_prompt_at_once(directory: Path, chunks: l
     assert np.array_equal(logits, whole)
 
 
-@dataclass(eq=False)
 class Prompt:
-    prompt_length: int
-    length: int = 0
+    def __init__(self, length: int) -> None:
+        self.prompt_lengths: Sequence[int] = [length]
+        self.lengths = [0]
 
 
 @pytest.mark.parametrize("length", [2, 5, 31, 33, 34, 40, 65])

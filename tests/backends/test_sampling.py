@@ -17,7 +17,7 @@ PROMPT = [3, 3, 250]
 
 
 def sampler(parameters: SamplingParameters, **values: object) -> Sampler:
-    request = GenerationRequest("", np.array(PROMPT), 100, sampling=parameters, **values)  # type: ignore[arg-type]
+    request = GenerationRequest("", (np.array(PROMPT),), 100, sampling=parameters, **values)  # type: ignore[arg-type]
     return Sampler(request, VOCAB_SIZE, EOS)
 
 

@@ -1,19 +1,20 @@
 """The scheduling policy, without tensors: who runs, in which row, and what moves."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.causal_lm.scheduler import OverloadedError, Scheduler
+from backends.causal_lm.scheduler import OverloadedError, Row, Scheduler
 from backends.causal_lm.settings import EngineSettings
 
 
-@dataclass(eq=False)
 class Job:
-    prompt_length: int
-    length: int = 0
+    def __init__(self, *prompt_lengths: int) -> None:
+        self.prompt_lengths: Sequence[int] = prompt_lengths
+        self.lengths = [0] * len(prompt_lengths)
 
 
 def scheduler(**values: int) -> Scheduler[Job]:
@@ -76,7 +77,7 @@ def test_chunks_cover_a_prompt_once_and_no_token_is_alone_in_a_kernels_block(
             assert all((chunk.stop - chunk.start) % block != 1 for block in (32, 64, 128, 256))
             position = chunk.stop
             policy.complete(chunk)
-        assert position == job.length == length
+        assert [position] == job.lengths == [length]
 
 
 def test_a_prompt_of_one_token_is_one_chunk() -> None:
@@ -93,50 +94,96 @@ def test_only_one_prompt_is_read_at_a_time() -> None:
     assert order == [first, second]
 
 
+def test_prompts_of_one_sequence_are_read_in_turn_into_rows_side_by_side_and_run_together() -> None:
+    policy, alone, three = scheduler(slots=4), Job(3), Job(5, 12, 2)
+    policy.enqueue(alone)
+    policy.enqueue(three)
+    read_whole(policy)
+    chunks = []
+    while policy.reading or policy.waiting:
+        chunk = policy.next_chunk()
+        assert chunk is not None
+        chunks.append((chunk.prompt, chunk.row, chunk.start, chunk.stop, chunk.ends_prompt))
+        assert policy.running == [alone]
+        policy.complete(chunk)
+    assert chunks == [
+        (0, 1, 0, 3, False), (0, 1, 3, 5, True),
+        (1, 2, 0, 4, False), (1, 2, 4, 8, False), (1, 2, 8, 12, True),
+        (2, 3, 0, 2, True),
+    ]  # fmt: skip
+    assert policy.running == [alone, three]
+    assert policy.rows == [(alone, 0), (three, 0), (three, 1), (three, 2)]
+
+
+def test_a_sequence_waits_until_all_of_its_rows_are_free() -> None:
+    policy, first, second, pair = scheduler(slots=3, queue_size=9), Job(2), Job(2), Job(2, 2)
+    for job in (first, second, pair):
+        policy.enqueue(job)
+    assert [read_whole(policy), read_whole(policy)] == [first, second]
+    assert policy.next_chunk() is None
+    policy.remove(second)
+    assert read_whole(policy) is pair
+    assert [row.sequence for row in policy.rows] == [first, pair, pair]
+
+
+def test_slots_and_queue_count_rows() -> None:
+    policy = scheduler(slots=2, queue_size=3)
+    policy.enqueue(Job(2, 2))
+    policy.enqueue(Job(2, 2))
+    with pytest.raises(OverloadedError):
+        policy.enqueue(Job(2, 2))
+    policy.enqueue(Job(2))
+
+
 class Rows:
     """What each row of the state would hold, moved as the policy says."""
 
     def __init__(self, policy: Scheduler[Job]) -> None:
         self.policy = policy
-        self.held: dict[int, tuple[Job, int]] = {}
+        self.held: dict[int, tuple[Job, int, int]] = {}  # row → sequence, prompt, tokens
 
     def read(self) -> None:
         chunk = self.policy.next_chunk()
         if chunk is not None:
-            self.held[chunk.row] = (chunk.sequence, chunk.stop)
+            self.held[chunk.row] = (chunk.sequence, chunk.prompt, chunk.stop)
             self.policy.complete(chunk)
 
     def decode(self) -> None:
-        for row, job in enumerate(self.policy.running):
-            job.length += 1
-            self.held[row] = (job, job.length)
+        for row, (job, prompt) in enumerate(self.policy.rows):
+            job.lengths[prompt] += 1
+            self.held[row] = (job, prompt, job.lengths[prompt])
 
     def remove(self, job: Job) -> None:
         for move in self.policy.remove(job):
-            assert move.length == self.held[move.source][1]
+            assert move.length == self.held[move.source][2]
             self.held[move.target] = self.held[move.source]
 
     def check(self) -> None:
-        rows = [*self.policy.running, *([self.policy.reading] if self.policy.reading else [])]
-        for row, job in enumerate(rows):
-            assert job.length == 0 or self.held[row] == (job, job.length)
+        rows = list(self.policy.rows)
+        if reading := self.policy.reading:
+            rows += [Row(reading, prompt) for prompt in range(len(reading.lengths))]
+        for row, (job, prompt) in enumerate(rows):
+            assert job.lengths[prompt] == 0 or self.held[row] == (job, prompt, job.lengths[prompt])
 
 
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(
-    st.lists(st.tuples(st.sampled_from(["enqueue", "read", "read", "decode", "remove"]), st.integers(0, 30)))
+    st.lists(st.tuples(st.sampled_from(["enqueue", "read", "read", "decode", "remove"]), st.integers(0, 90)))
 )
 def test_rows_stay_dense_and_hold_their_sequences_through_any_course(actions: list[tuple[str, int]]) -> None:
     policy = scheduler(slots=4, queue_size=3)
     rows = Rows(policy)
     for action, number in actions:
-        if action == "enqueue" and len(policy) < 7:
-            policy.enqueue(Job(number + 1))
+        if action == "enqueue":
+            with suppress(OverloadedError):
+                policy.enqueue(Job(*range(number // 3 + 1, number // 3 + 2 + number % 3)))
         elif action == "remove" and len(policy):
             rows.remove(list(policy)[number % len(policy)])
         elif action == "read":
             rows.read()
         else:
             rows.decode()
-        assert len(policy.running) + (policy.reading is not None) <= 4
+        held = [*policy.running, *([policy.reading] if policy.reading else [])]
+        assert sum(len(job.lengths) for job in held) <= 4
+        assert [row.sequence in policy.running for row in policy.rows] == [True] * len(policy.rows)
         rows.check()

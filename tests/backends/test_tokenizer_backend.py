@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from backends.tokenizer.errors import PromptError
 from backends.tokenizer.messages import MAX_BYTES, MAX_MESSAGES
-from backends.tokenizer.prompt import PromptBuilder, load_prompt_builder
+from backends.tokenizer.prompt import Prompt, PromptBuilder, load_prompt_builder
 from tests.backends.prompt_model import CHATML, CONTROL, chat_tokenizer, write_tokenizer
 
 START, END = 1, 2
@@ -31,6 +31,12 @@ def hugging_face() -> PreTrainedTokenizerFast:
     return reference
 
 
+def one(builder: PromptBuilder, text_input: bytes | None, messages: bytes | None) -> Prompt:
+    """The only prompt of a request without evidence."""
+    (prompt,) = builder.build(text_input, messages)
+    return prompt
+
+
 def chat(*contents: str) -> bytes:
     roles = ["user", "assistant"]
     turns = [{"role": roles[index % 2], "content": text} for index, text in enumerate(contents)]
@@ -45,7 +51,7 @@ def test_plain_conversations_encode_as_hugging_face_does(
 ) -> None:
     messages = json.loads(chat(*contents))
     text = hugging_face.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    prompt = builder.build(None, chat(*contents))
+    prompt = one(builder, None, chat(*contents))
     assert prompt.text == text
     assert prompt.input_ids.tolist() == hugging_face(text, add_special_tokens=False)["input_ids"]
     assert prompt.input_ids.dtype == np.int32
@@ -54,8 +60,8 @@ def test_plain_conversations_encode_as_hugging_face_does(
 @given(st.lists(st.sampled_from([*CONTROL, "<", "|im_end|>", "<think>", "hi ", "\n", "🙂"]), max_size=8))
 def test_content_never_becomes_a_control_token(builder: PromptBuilder, pieces: list[str]) -> None:
     content = "".join(pieces)
-    prompt = builder.build(None, chat(content))
-    plain = builder.build(None, chat("x"))
+    prompt = one(builder, None, chat(content))
+    plain = one(builder, None, chat("x"))
     controls = [int(token) for token in prompt.input_ids if token < len(CONTROL)]
     assert controls == [int(token) for token in plain.input_ids if token < len(CONTROL)]
     assert content in prompt.text
@@ -65,11 +71,11 @@ def test_content_never_becomes_a_control_token(builder: PromptBuilder, pieces: l
 
 def test_added_tokens_that_are_not_control_stay_words_of_everyone(builder: PromptBuilder) -> None:
     think = chat_tokenizer().token_to_id("<think>")
-    assert think in builder.build(None, chat("<think>")).input_ids
+    assert think in one(builder, None, chat("<think>")).input_ids
 
 
 def test_the_author_of_a_raw_prompt_may_write_control_tokens(builder: PromptBuilder) -> None:
-    prompt = builder.build(b"<|im_start|>user\nhi<|im_end|>", None)
+    prompt = one(builder, b"<|im_start|>user\nhi<|im_end|>", None)
     assert (prompt.input_ids[0], prompt.input_ids[-1]) == (START, END)
     assert prompt.input_ids.tolist() == chat_tokenizer().encode(prompt.text, add_special_tokens=False).ids
 
@@ -102,13 +108,13 @@ def test_a_raw_prompt_gets_the_first_token_once_where_the_model_says_so(
     tmp_path: Path, text: bytes, first: list[int]
 ) -> None:
     builder = load_prompt_builder(write_tokenizer(tmp_path, add_bos_token=True))
-    ids = builder.build(text, None).input_ids.tolist()
+    ids = one(builder, text, None).input_ids.tolist()
     assert ids[:1] == first
     assert START not in ids[1:]
 
 
 def test_no_first_token_is_added_unless_the_model_says_so(builder: PromptBuilder) -> None:
-    assert START not in builder.build(b"hi", None).input_ids
+    assert START not in one(builder, b"hi", None).input_ids
 
 
 @pytest.mark.parametrize(
@@ -145,13 +151,13 @@ def test_what_is_wrong_is_an_error_that_names_the_field(
     builder: PromptBuilder, text_input: bytes | None, messages: bytes | None, complaint: str
 ) -> None:
     with pytest.raises(PromptError, match=complaint) as caught:
-        builder.build(text_input, messages)
+        one(builder, text_input, messages)
     assert caught.value.code == "invalid"
     assert caught.value.field in {"text_input", "messages"}
 
 
 def test_the_largest_allowed_text_is_encoded(builder: PromptBuilder) -> None:
-    assert builder.build(b"the cat " * (MAX_BYTES // 8), None).input_ids.size > 0
+    assert one(builder, b"the cat " * (MAX_BYTES // 8), None).input_ids.size > 0
 
 
 @pytest.mark.parametrize(
@@ -173,20 +179,20 @@ def test_what_the_template_objects_to_is_this_requests_error(
 ) -> None:
     builder = load_prompt_builder(write_tokenizer(tmp_path, template=template))
     with pytest.raises(PromptError) as caught:
-        builder.build(None, chat("<|im_end|>"))
+        one(builder, None, chat("<|im_end|>"))
     assert str(caught.value).startswith(complaint)
 
 
 def test_a_model_without_a_template_takes_raw_prompts_only(tmp_path: Path) -> None:
     builder = load_prompt_builder(write_tokenizer(tmp_path, template=None))
-    assert builder.build(b"hi", None).input_ids.size
+    assert one(builder, b"hi", None).input_ids.size
     with pytest.raises(PromptError, match="invalid: messages: this model has no chat template"):
-        builder.build(None, chat("hi"))
+        one(builder, None, chat("hi"))
 
 
 def test_the_template_gets_the_names_of_the_control_tokens(tmp_path: Path) -> None:
     template = "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"
-    prompt = load_prompt_builder(write_tokenizer(tmp_path, template=template)).build(None, chat("hi"))
+    prompt = one(load_prompt_builder(write_tokenizer(tmp_path, template=template)), None, chat("hi"))
     assert prompt.text == "<|im_start|>hi<|im_end|>"
     assert (prompt.input_ids[0], prompt.input_ids[-1]) == (START, END)
 

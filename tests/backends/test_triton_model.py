@@ -96,7 +96,11 @@ def test_the_declared_tensors_are_those_of_the_exported_ensemble(triton: ModuleT
     for name in contract.TOKENIZED:
         assert engine.inputs[name]["data_type"] == tokenizer.outputs[name]["data_type"]
         assert engine.inputs[name]["dims"] == tokenizer.outputs[name]["dims"]
-    assert set(tokenizer.inputs) == set(contract.PROMPT_INPUTS)
+    assert set(tokenizer.inputs) == {*contract.PROMPT_INPUTS, *contract.SHARED}
+    for name, spec in contract.PROMPT_INPUTS.items():
+        assert (tokenizer.inputs[name]["data_type"], tuple(tokenizer.inputs[name]["dims"])) == spec
+    for name in contract.SHARED:
+        assert tokenizer.inputs[name] == engine.inputs[name]
     assert set(engine.inputs) == {*contract.GENERATION_INPUTS, *contract.TOKENIZED, "stop"}
 
 
@@ -251,3 +255,24 @@ def test_the_tokenizer_answers_each_request_of_a_batch_for_itself(triton: Module
     assert answer.tensors[0].array.shape[0] == 1
     assert str(refusal.error).startswith("invalid: text_input: not UTF-8")
     assert refusal.error.code == triton_double.TritonError.INVALID_ARG
+
+
+def test_evidence_becomes_a_prompt_per_order(triton: ModuleType, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path / "1")
+    model = importlib.import_module("backends.tokenizer.model").TritonPythonModel()
+    model.initialize(arguments(tmp_path))
+    tensors: dict[str, Any] = {
+        "text_input": np.array([[b"{evidence}?"]], object),
+        "evidence": np.array([[b"the cat", b"sat"]], object),
+        "num_permutations": np.array([[2]], np.int32),
+        "seed": np.array([[7]], np.uint64),
+    }
+    (answer,) = model.execute([InferenceRequest(tensors, [])])
+    assert answer.error is None
+    lengths, ids = answer.values["prompt_lengths"], answer.values["input_ids"]
+    orders = [model.builder.from_text(text).input_ids.tolist() for text in ("the cat\nsat?", "sat\nthe cat?")]
+    assert lengths == [len(order) for order in orders]
+    assert ids == [token for order in orders for token in order]
+    assert answer.values["prompt"] == [b"the cat\nsat?"]
+    assert {tensor.array.dtype for tensor in answer.tensors[:2]} == {np.dtype(np.int32)}
+    assert all(tensor.array.shape[0] == 1 for tensor in answer.tensors)

@@ -15,6 +15,8 @@ def decoded(tensor):
 def test_every_field_is_sent_with_the_contracts_type_and_a_leading_batch_axis():
     values = {
         "text_input": "héllo",
+        "evidence": ["a", "日本"],
+        "num_permutations": 2,
         "max_tokens": 5,
         "min_tokens": 1,
         "stop_words": ["a", "日本"],
@@ -36,7 +38,7 @@ def test_every_field_is_sent_with_the_contracts_type_and_a_leading_batch_axis():
     assert set(sent) == set(INPUTS) - {"messages"}
     for name, datatype, shape, _ in sent.values():
         assert datatype == INPUTS[name].datatype
-        assert shape == [1, 2 if name == "stop_words" else 1]
+        assert shape == [1, 2 if name in {"stop_words", "evidence"} else 1]
     assert sent["text_input"][3] == struct.pack("<I", 6) + "héllo".encode()
     assert sent["stop_words"][3] == b"\x01\x00\x00\x00a\x06\x00\x00\x00" + "日本".encode()
     assert sent["seed"][3] == b"\xff" * 8
@@ -86,8 +88,8 @@ def test_a_value_that_does_not_fit_its_tensor_is_refused_by_name(name, value):
 
 
 def test_the_engine_takes_the_ensembles_inputs_but_for_the_prompt():
-    assert set(INPUTS) - set(ENGINE_INPUTS) == {"text_input", "messages"}
-    assert set(ENGINE_INPUTS) - set(INPUTS) == {"input_ids", "prompt", "stop"}
+    assert set(INPUTS) - set(ENGINE_INPUTS) == {"text_input", "messages", "evidence", "num_permutations"}
+    assert set(ENGINE_INPUTS) - set(INPUTS) == {"input_ids", "prompt_lengths", "prompt", "stop"}
 
 
 def test_a_response_is_read_in_full():
@@ -115,6 +117,20 @@ def test_a_response_is_read_in_full():
         [{"5": -0.5}, {"6": -1.0}],
         {"queue_ns": 1, "prefill_ns": 2, "decode_ns": 3},
     )
+
+
+def test_what_a_model_tells_of_itself_is_read_and_else_none():
+    uncertainty = {"tokens": {"epistemic": [0.25]}, "mean": {"epistemic": 0.25}}
+    message = infer_response(text_output="a", uncertainty=json.dumps(uncertainty), cot_budget=92)
+    response = GenerateResponse.from_infer_result(InferResult(message))
+    assert (response.uncertainty, response.cot_budget) == (uncertainty, 92)
+    plain = GenerateResponse.from_infer_result(InferResult(infer_response(text_output="a")))
+    assert (plain.uncertainty, plain.cot_budget) == (None, None)
+
+
+def test_evidence_needs_a_prompt_of_text():
+    with pytest.raises(WireError, match="invalid: evidence: token ids have no place for it"):
+        GenerateRequest(input_ids=[1], evidence=["a"])
 
 
 def test_empty_json_outputs_read_as_empty():

@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from client.wire import OUTPUTS
+from client.wire import EXTRA_OUTPUTS, OUTPUTS
+
+KNOWN = OUTPUTS | EXTRA_OUTPUTS
 
 FORMATS = {"INT32": "i", "UINT64": "Q", "FP32": "f", "BOOL": "?"}
 
 
 def encoded(name, value):
-    datatype, size = OUTPUTS[name]
+    datatype, size = KNOWN[name]
     values = value if size == -1 else [value]
     if datatype == "BYTES":
         parts = [v if isinstance(v, bytes) else v.encode() for v in values]
@@ -27,7 +29,7 @@ def encoded(name, value):
 def infer_response(**outputs):
     response = service_pb2.ModelInferResponse()
     for name, value in outputs.items():
-        datatype, size = OUTPUTS[name]
+        datatype, size = KNOWN[name]
         tensor = response.outputs.add(name=name, datatype=datatype)
         tensor.shape.extend([1, len(value) if size == -1 else 1])
         response.raw_output_contents.append(encoded(name, value))

@@ -9,7 +9,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from client import wire
 from export.comparison import COMPARISON, Comparison, Perplexity, Scenario, hash_artifact, write_comparison
-from export.contract import GENERATION_INPUTS, OUTPUTS, PROMPT_INPUTS
+from export.contract import CARRIED, EXTRA_OUTPUTS, GENERATION_INPUTS, OUTPUTS, PROMPT_INPUTS, TOKENIZED
 from export.errors import ExportError
 from export.installed import installed_engine, installed_request, latest_version
 from export.repository import Installed, install
@@ -189,15 +189,15 @@ def test_every_tensor_of_the_ensemble_goes_to_a_step_under_its_own_name(tmp_path
     ensemble = config(tmp_path, "tiny")
     steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
     taken = {name for step in steps.values() for name in step.input_map}
-    assert {tensor.name for tensor in ensemble.input} == taken - {"input_ids", "prompt"}
+    assert {tensor.name for tensor in ensemble.input} == taken - set(TOKENIZED)
     assert all(tensor.optional for tensor in ensemble.input)
     assert {tensor.name for tensor in ensemble.output} == set(steps["tiny_engine"].output_map)
-    assert set(steps["tiny_tokenizer"].output_map) == {"input_ids", "prompt"}
+    assert set(steps["tiny_tokenizer"].output_map) == set(TOKENIZED)
 
 
-def test_the_ensemble_declares_the_documented_tensors(tmp_path: Path) -> None:
-    export(tmp_path)
-    ensemble = config(tmp_path, "tiny")
+def test_the_ensemble_declares_the_documented_tensors() -> None:
+    figures = [name for names in CARRIED.values() for name in names]
+    ensemble = text_format.Parse(ensemble_config("tiny", figures), triton.ModelConfig())
     text = README.read_text("utf-8")
     inputs, outputs = text.split("Outputs\n")[0], text.split("Outputs\n")[1].split("Protocol:")[0]
     assert {tensor.name for tensor in ensemble.input} == set(documented_tensors(inputs))
@@ -231,3 +231,4 @@ def documented_tensors(text: str) -> dict[str, tuple[str, str]]:
 def test_the_client_speaks_of_the_same_tensors() -> None:
     assert set(wire.INPUTS) == set(PROMPT_INPUTS | GENERATION_INPUTS)
     assert set(wire.OUTPUTS) == set(OUTPUTS)
+    assert set(wire.EXTRA_OUTPUTS) == set(EXTRA_OUTPUTS)
