@@ -48,8 +48,13 @@ def find_source(name: str, path: Path | None) -> Path:
     """Where model `name` is read from: `path` if it is given, else the known place."""
     if path is None:
         return known_model(name).locate()
+    return require_source(path)
+
+
+def require_source(path: Path) -> Path:
+    """`path`, if there is something; ExportError says what could be."""
     if not path.exists():
-        raise ExportError(f"{path} does not exist; give a GGUF file or a Trident checkpoint directory")
+        raise ExportError(f"{path} does not exist; give a checkpoint's directory, or a file such as a GGUF's")
     return path
 
 

@@ -21,7 +21,18 @@ RUNTIMES: dict[Engine, tuple[str, str]] = {
 
 # The code that decides what a graph computes and what passes, and what of it does not.
 RECIPE = ("export/**/*.py", "training/blocks/*.py", "training/decoder.py", "training/lowering.py")
-PLUMBING = {"__main__.py", "console.py", "errors.py", "installed.py", "pipeline.py", "workspace.py"}
+PLUMBING = {
+    "__main__.py",
+    "console.py",
+    "errors.py",
+    "import_command.py",
+    "inspect_command.py",
+    "inspection.py",
+    "installed.py",
+    "pipeline.py",
+    "refusals.py",
+    "workspace.py",
+}
 
 
 def library_stamps(engine: Engine) -> dict[str, str | int]:

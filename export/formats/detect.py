@@ -1,23 +1,34 @@
 """Which format a file or directory has, seen from its content; reads no weights and needs no torch."""
 
 import hashlib
-import json
+import zipfile
 from pathlib import Path
 from typing import Literal
 
 from export.errors import ExportError
+from export.formats.weight_files import CONFIG, checkpoint_files, contents, read_json
 from export.manifest import SourceStamp
 
-Format = Literal["gguf", "trident"]
+Format = Literal["gguf", "trident", "huggingface", "safetensors", "pytorch"]
 
 GGUF_MAGIC = b"GGUF"
+PICKLE_MAGIC = b"\x80"
 CHECKPOINT_TAG = "trident-checkpoint/"
+ADAPTER = "adapter_config.json"
 CHUNK_BYTES = 1 << 20
-SUPPORTED = "supported are a GGUF file and a Trident checkpoint directory"
+MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+SUPPORTED = "supported are a directory of Hugging Face or Trident, and a file of GGUF, safetensors or PyTorch"
 
-# What a checkpoint directory is to export; anything else in it does not change the model.
+SUFFIXES: dict[str, Format] = {
+    ".gguf": "gguf",
+    ".safetensors": "safetensors",
+    ".pt": "pytorch",
+    ".pth": "pytorch",
+}
+
+# What a Trident checkpoint is to export; anything else in it does not change the model.
 CHECKPOINT_FILES = (
-    "config.json",
+    CONFIG,
     "model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -32,33 +43,61 @@ def detect_format(path: Path) -> Format:
 
 
 def _directory_format(path: Path) -> Format:
-    config = path / "config.json"
-    try:
-        tag = json.loads(config.read_bytes())["format"]
-    except FileNotFoundError:
-        raise ExportError(f"{path} holds no config.json; {SUPPORTED}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ExportError(f"{config} carries no Trident format tag; {SUPPORTED}") from None
-    if not str(tag).startswith(CHECKPOINT_TAG):
-        raise ExportError(f"{config} is of format {tag!r}; {SUPPORTED}")
-    return "trident"
+    config = path / CONFIG
+    if (path / ADAPTER).is_file():
+        raise ExportError(f"{path} is a LoRA adapter: merge it into its base model first")
+    if not config.is_file():
+        raise ExportError(f"{path} holds no {CONFIG}, but {', '.join(contents(path))}; {SUPPORTED}")
+    values = read_json(config)
+    tag, kind = values.get("format"), values.get("model_type")
+    is_ours = isinstance(tag, str) and tag.startswith(CHECKPOINT_TAG)
+    if is_ours and kind is not None:
+        raise ExportError(f"{config} is of format {tag!r} and of model_type {kind!r}: which of them?")
+    if not is_ours and kind is None:
+        raise ExportError(
+            f"{config} carries neither Trident's format tag nor a model_type, but "
+            f"{', '.join(sorted(values)[:10]) or 'nothing'}; {SUPPORTED}"
+        )
+    return "trident" if is_ours else "huggingface"
 
 
 def _file_format(path: Path) -> Format:
+    found = _content_format(path)
+    named = SUFFIXES.get(path.suffix.lower(), found)
+    if named != found:
+        raise ExportError(f"{path} is named as {named}, but its content is {found}: rename it if it is right")
+    return found
+
+
+def _content_format(path: Path) -> Format:
     with path.open("rb") as file:
-        magic = file.read(len(GGUF_MAGIC))
-    if magic != GGUF_MAGIC:
-        raise ExportError(f"{path} starts with {magic!r}, not {GGUF_MAGIC!r}; {SUPPORTED}")
-    return "gguf"
+        head = file.read(9)
+    if head[:4] == GGUF_MAGIC:
+        return "gguf"
+    if zipfile.is_zipfile(path) or head[:1] == PICKLE_MAGIC:
+        return "pytorch"
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
+        return "safetensors"
+    raise ExportError(f"{path} starts with {head!r}, as no known format does; {SUPPORTED}")
+
+
+def source_files(path: Path, kind: Format) -> list[Path]:
+    """All files that the model at `path` follows from."""
+    match kind:
+        case "gguf":
+            return [path]
+        case "trident":
+            return [path / name for name in CHECKPOINT_FILES if (path / name).is_file()]
+        case "huggingface":
+            return checkpoint_files(path)
+        case "safetensors" | "pytorch":
+            return checkpoint_files(path.parent, path)
 
 
 def stamp_source(path: Path) -> SourceStamp:
     """Name, format and hash of what a model is read from."""
     kind = detect_format(path)
-    files = (
-        [path] if kind == "gguf" else [path / name for name in CHECKPOINT_FILES if (path / name).is_file()]
-    )
-    return SourceStamp(file=path.resolve().name, format=kind, sha256=hash_files(files))
+    return SourceStamp(file=path.resolve().name, format=kind, sha256=hash_files(source_files(path, kind)))
 
 
 def hash_files(files: list[Path]) -> str:

@@ -16,7 +16,8 @@ from torch import Tensor
 from export.errors import ExportError
 from export.formats.detect import GGUF_MAGIC
 from export.formats.gguf_tokenizer import special_tokens_from_metadata, tokenizer_files_from_metadata
-from export.formats.imported import ImportedModel
+from export.formats.imported import Checkpoint
+from export.formats.tensors import TensorInfo
 from training.config import ModelConfig
 from training.decoder import Decoder
 
@@ -41,8 +42,8 @@ LAYER_TENSORS = {
 BIASED = ("attn_q", "attn_k", "attn_v")
 
 
-def read_gguf(path: Path) -> ImportedModel:
-    """The model in the GGUF file at `path`, its weights in float32.
+def open_gguf(path: Path) -> Checkpoint:
+    """The checkpoint in the GGUF file at `path`.
 
     Raises ExportError in one sentence: another magic, version or architecture, a missing key or tensor,
     a quantization that cannot be read, a file that was cut off.
@@ -51,17 +52,31 @@ def read_gguf(path: Path) -> ImportedModel:
     try:
         metadata = {key: field.contents() for key, field in reader.fields.items()}
         config = config_from_metadata(metadata, {tensor.name for tensor in reader.tensors})
-        return ImportedModel(
-            decoder=Decoder.from_tensors(config, _weights(reader, config)),
+        return Checkpoint(
+            architecture=metadata["general.architecture"],
+            config=config,
+            infos={tensor.name: _info(tensor) for tensor in reader.tensors},
             tokenizer=tokenizer_files_from_metadata(metadata),
             special_tokens=special_tokens_from_metadata(metadata),
+            load=lambda: _load(path, reader, config),
         )
     except KeyError as error:
         raise ExportError(
             f"{path}: the key {error} is missing, so the file does not say what it holds"
         ) from error
-    except (ExportError, ValidationError, RuntimeError) as error:
+    except (ExportError, ValidationError) as error:
         raise ExportError(f"{path}: {error}") from error
+
+
+def _load(path: Path, reader: gguf.GGUFReader, config: ModelConfig) -> Decoder:
+    try:
+        return Decoder.from_tensors(config, _weights(reader, config))
+    except (ExportError, RuntimeError) as error:
+        raise ExportError(f"{path}: {error}") from error
+
+
+def _info(tensor: gguf.ReaderTensor) -> TensorInfo:
+    return TensorInfo(tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name)
 
 
 def _open(path: Path) -> gguf.GGUFReader:

@@ -1,12 +1,14 @@
 """What every format reader gives: a decoder with its weights, and the tokenizer that belongs to it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from export.errors import ExportError
+from export.formats.tensors import TensorInfo
 from export.manifest import SpecialTokens
+from training.config import ModelConfig
 from training.decoder import Decoder
 
 TOKENIZER = "tokenizer.json"
@@ -39,6 +41,28 @@ class ImportedModel:
     tokenizer: TokenizerFiles = field(repr=False)
     special_tokens: SpecialTokens
     held_out: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was recognised and understood, its weights not read yet.
+
+    `architecture` is the name that the source has for it, `infos` what its files say of their tensors,
+    `oddities` are sentences on what is unusual but no hindrance. `load` reads the weights.
+    """
+
+    architecture: str
+    config: ModelConfig
+    infos: Mapping[str, TensorInfo] = field(repr=False)
+    tokenizer: TokenizerFiles = field(repr=False)
+    special_tokens: SpecialTokens
+    load: Callable[[], Decoder] = field(repr=False)
+    held_out: str | None = field(default=None, repr=False)
+    oddities: tuple[str, ...] = ()
+
+    def read(self) -> ImportedModel:
+        """The model with its weights in float32. Raises ExportError."""
+        return ImportedModel(self.load(), self.tokenizer, self.special_tokens, self.held_out)
 
 
 def with_max_length(model: ImportedModel, max_length: int | None) -> ImportedModel:

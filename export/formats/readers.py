@@ -3,17 +3,39 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from export.errors import ExportError
 from export.formats.detect import Format, detect_format
-from export.formats.gguf import read_gguf
-from export.formats.imported import ImportedModel
-from export.formats.trident import read_trident
+from export.formats.gguf import open_gguf
+from export.formats.huggingface import open_huggingface
+from export.formats.imported import Checkpoint, ImportedModel
+from export.formats.trident import open_trident
+from export.formats.weight_files import CONFIG
 
-READERS: dict[Format, Callable[[Path], ImportedModel]] = {
-    "gguf": read_gguf,
-    "trident": read_trident,
+
+def open_weights_file(path: Path) -> Checkpoint:
+    """A file of weights alone, with the configuration and tokenizer that lie beside it."""
+    if not (path.parent / CONFIG).is_file():
+        raise ExportError(
+            f"{path} holds weights only, and {path.parent} no {CONFIG}: put the model's {CONFIG} and its "
+            "tokenizer beside it, since neither heads nor words can be told from weights"
+        )
+    return open_huggingface(path.parent, path)
+
+
+OPENERS: dict[Format, Callable[[Path], Checkpoint]] = {
+    "gguf": open_gguf,
+    "huggingface": open_huggingface,
+    "pytorch": open_weights_file,
+    "safetensors": open_weights_file,
+    "trident": open_trident,
 }
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """What is at `path`, understood but for its weights; ExportError in one sentence."""
+    return OPENERS[detect_format(path)](path)
 
 
 def read_model(path: Path) -> ImportedModel:
     """The model at `path`, whatever supported format it has; ExportError in one sentence."""
-    return READERS[detect_format(path)](path)
+    return open_checkpoint(path).read()

@@ -8,35 +8,47 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from export.errors import ExportError
-from export.formats.imported import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, ImportedModel, TokenizerFiles
+from export.formats.imported import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Checkpoint, TokenizerFiles
+from export.formats.safetensors_files import SafetensorsFiles
 from export.manifest import SpecialTokens
-from training.checkpoint import CheckpointError, load_model
+from training.checkpoint import WEIGHTS, CheckpointError, load_config, load_model
+from training.decoder import Decoder
 
 HELD_OUT = "held_out.txt"
 
 
-def read_trident(directory: Path) -> ImportedModel:
-    """The model in `directory` and, if it carries one, the held-out text that its quality is measured on.
+def open_trident(directory: Path) -> Checkpoint:
+    """The checkpoint in `directory`, with the held-out text that its quality is measured on if it has one.
 
     Raises ExportError for a missing or damaged file, and for a vocabulary that does not fit the model.
     """
     try:
-        decoder = load_model(directory)
+        config = load_config(directory)
     except CheckpointError as error:
         raise ExportError(str(error)) from error
     files = read_tokenizer_files(directory)
     vocabulary = Tokenizer.from_str(files.tokenizer).get_vocab_size()
-    if vocabulary > decoder.config.vocab_size:
+    if vocabulary > config.vocab_size:
         raise ExportError(
-            f"{directory / TOKENIZER} has {vocabulary} tokens, the model only {decoder.config.vocab_size}"
+            f"{directory / TOKENIZER} has {vocabulary} tokens, the model only {config.vocab_size}"
         )
-    held_out = directory / HELD_OUT
-    return ImportedModel(
-        decoder=decoder,
+    weights, held_out = directory / WEIGHTS, directory / HELD_OUT
+    return Checkpoint(
+        architecture=" and ".join(dict.fromkeys((*config.mixers, *config.ffns))),
+        config=config,
+        infos=SafetensorsFiles([weights]).infos if weights.is_file() else {},
         tokenizer=files,
+        load=lambda: _load(directory),
         special_tokens=special_tokens(files),
         held_out=held_out.read_text("utf-8") if held_out.is_file() else None,
     )
+
+
+def _load(directory: Path) -> Decoder:
+    try:
+        return load_model(directory)
+    except CheckpointError as error:
+        raise ExportError(str(error)) from error
 
 
 def read_tokenizer_files(directory: Path) -> TokenizerFiles:
@@ -59,13 +71,14 @@ def read_tokenizer_files(directory: Path) -> TokenizerFiles:
 def special_tokens(files: TokenizerFiles) -> SpecialTokens:
     """Ids of the tokens that `tokenizer_config.json` names; ExportError for one that is not there."""
     tokenizer = Tokenizer.from_str(files.tokenizer)
-    bos, eos, pad = (_token_id(tokenizer, files.config, f"{name}_token") for name in ("bos", "eos", "pad"))
+    bos, eos, pad = (token_id(tokenizer, files.config, f"{name}_token") for name in ("bos", "eos", "pad"))
     if eos is None:
         raise ExportError(f"{TOKENIZER_CONFIG} names no eos_token: without it no answer would end")
     return SpecialTokens(bos=bos, eos=(eos,), pad=pad)
 
 
-def _token_id(tokenizer: Tokenizer, config: Mapping[str, Any], name: str) -> int | None:
+def token_id(tokenizer: Tokenizer, config: Mapping[str, Any], name: str) -> int | None:
+    """The id of the token that `tokenizer_config.json` calls `name`; None if it calls none so."""
     entry = config.get(name)
     token = entry["content"] if isinstance(entry, dict) else entry
     if token is None:

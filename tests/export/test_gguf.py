@@ -11,11 +11,16 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from export.errors import ExportError
-from export.formats.gguf import read_gguf, unpermute
+from export.formats.gguf import open_gguf, unpermute
+from export.formats.imported import ImportedModel
 from export.sources import MODELS
 from tests.export.tiny_gguf import TinyLlama
 
 Q = gguf.GGMLQuantizationType
+
+
+def read_gguf(path: Path) -> ImportedModel:
+    return open_gguf(path).read()
 
 
 def transformers_logits(path: Path, ids: torch.Tensor) -> torch.Tensor:
