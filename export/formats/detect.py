@@ -1,7 +1,6 @@
 """Which format a file or directory has, seen from its content; reads no weights and needs no torch."""
 
 import hashlib
-import zipfile
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +11,7 @@ from export.manifest import SourceStamp
 Format = Literal["gguf", "trident", "huggingface", "safetensors", "pytorch"]
 
 GGUF_MAGIC = b"GGUF"
-PICKLE_MAGIC = b"\x80"
+ZIP_MAGIC, PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 CHECKPOINT_TAG = "trident-checkpoint/"
 ADAPTER = "adapter_config.json"
 CHUNK_BYTES = 1 << 20
@@ -74,10 +73,10 @@ def _content_format(path: Path) -> Format:
         head = file.read(9)
     if head[:4] == GGUF_MAGIC:
         return "gguf"
-    if zipfile.is_zipfile(path) or head[:1] == PICKLE_MAGIC:
-        return "pytorch"
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
         return "safetensors"
+    if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
+        return "pytorch"
     raise ExportError(f"{path} starts with {head!r}, as no known format does; {SUPPORTED}")
 
 

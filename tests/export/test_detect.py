@@ -93,7 +93,7 @@ def test_detection_looks_at_content_not_at_names(checkpoint: Path, tmp_path: Pat
     renamed = (tmp_path / "tiny.gguf").rename(tmp_path / "weights.bin")
     assert detect_format(renamed) == "gguf"
     assert detect_format(checkpoint) == "trident"
-    (tmp_path / "model.gguf").write_bytes(b"PK\x03\x04")
+    (tmp_path / "model.gguf").write_bytes(b"PK\x05\x06")
     with pytest.raises(ExportError, match="as no known format does; supported are"):
         detect_format(tmp_path / "model.gguf")
 
