@@ -142,8 +142,11 @@ class GenerateRequest:
             raise WireError(
                 "invalid", "text_input", f"give one of text_input, messages, input_ids; got {names}"
             )
-        if self.evidence is not None and self.input_ids is not None:
-            raise WireError("invalid", "evidence", "token ids have no place for it; send the prompt as text")
+        for name in ("evidence", "num_permutations"):
+            if self.input_ids is not None and getattr(self, name) is not None:
+                raise WireError(
+                    "invalid", name, "token ids have no place for evidence; send the prompt as text"
+                )
 
     def infer_inputs(self) -> list[Any]:
         """Return the `tritonclient.grpc.InferInput` list of every field that is set."""

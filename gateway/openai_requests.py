@@ -13,6 +13,8 @@ from client.wire import GenerateRequest
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16
+MAX_BLOCKS = 64
+MAX_PERMUTATIONS = 64
 
 Unsupported: TypeAlias = Annotated[None, Field(description="Refused: not supported yet.")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -96,7 +98,10 @@ class StreamOptions(Body):
 
 
 class Sampling(Body):
-    """The fields that chat and plain completions share; the last four are extensions, as in other servers."""
+    """The fields that chat and plain completions share.
+
+    The last six are extensions: four as in other servers, and evidence in several orders.
+    """
 
     tensor_parameters: ClassVar[Mapping[str, str]] = {}
 
@@ -124,11 +129,15 @@ class Sampling(Body):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    evidence: Annotated[list[str], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None
+    num_permutations: Annotated[int, Field(ge=1, le=MAX_PERMUTATIONS)] | None = None
 
     @model_validator(mode="after")
-    def _options_only_when_streaming(self) -> Self:
+    def _options_have_their_subject(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise _contradiction("stream_options", "it is only allowed when 'stream' is true")
+        if self.num_permutations is not None and self.evidence is None:
+            raise _contradiction("num_permutations", "it is only allowed with 'evidence', which it permutes")
         return self
 
     @property
@@ -156,6 +165,8 @@ class Sampling(Body):
         log_probs = self.log_probs()
         return GenerateRequest(
             **prompt,
+            evidence=self.evidence,
+            num_permutations=self.num_permutations,
             max_tokens=self.limit(),
             min_tokens=self.min_tokens,
             stop_words=self.stop or None,
@@ -243,11 +254,13 @@ class CompletionRequest(Sampling):
     suffix: Unsupported = None
 
     @model_validator(mode="after")
-    def _echo_has_text(self) -> Self:
+    def _text_where_it_is_needed(self) -> Self:
         if self.echo and self.logprobs is not None:
             raise _contradiction("echo", "log-probs of the prompt are not available; leave out 'logprobs'")
         if self.echo and any(not isinstance(prompt, str) for prompt in self.prompt):
             raise _contradiction("echo", "token ids have no text here to echo; send the prompt as a string")
+        if self.evidence is not None and any(not isinstance(prompt, str) for prompt in self.prompt):
+            raise _contradiction("evidence", "token ids have no place for it; send the prompt as a string")
         return self
 
     def prompts(self) -> Sequence[Mapping[str, Any]]:

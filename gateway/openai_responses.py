@@ -132,7 +132,8 @@ class Answer:
         if response.text_output or response.output_log_probs:
             chunks.append(self._chunk(index, self._form.piece(response), None))
         if response.finish_reason:
-            chunks.append(self._chunk(index, self._form.closing(), _FINISH_REASONS[response.finish_reason]))
+            content = {**self._form.closing(), **extension(response)}
+            chunks.append(self._chunk(index, content, _FINISH_REASONS[response.finish_reason]))
         return chunks
 
     def usage_chunk(self, usage: Mapping[str, int]) -> str:
@@ -145,6 +146,7 @@ class Answer:
             {
                 "index": index,
                 **self._form.whole(response),
+                **extension(response),
                 "finish_reason": _FINISH_REASONS[response.finish_reason],
             }
             for index, response in enumerate(responses)
@@ -154,6 +156,16 @@ class Answer:
     def _chunk(self, index: int, content: Mapping[str, Any], finish_reason: str | None) -> str:
         choice = _json({"index": index, **content, "finish_reason": finish_reason})
         return f"{self._head}{choice}{self._tail}"
+
+
+def extension(response: GenerateResponse) -> dict[str, Any]:
+    """Return what the model tells of itself, under a name that OpenAI's schema leaves free; else nothing."""
+    told: dict[str, Any] = {}
+    if response.uncertainty is not None:
+        told["uncertainty"] = response.uncertainty["mean"]
+    if response.cot_budget is not None:
+        told["cot_budget"] = response.cot_budget
+    return {"trident": told} if told else {}
 
 
 def usage_of(last: Sequence[GenerateResponse], choices_per_prompt: int) -> dict[str, int]:

@@ -123,7 +123,8 @@ class OnnxRuntimeRunner:
         self._bind_tokens(binding, (1, 1), self._ones[:1])
         presents = []
         for state, past in recurrent:
-            past[...] = np.linspace(-1, 1, past.size, dtype=past.dtype).reshape(past.shape)
+            # Above zero, for counts are states too, and what they count has a logarithm.
+            past[...] = np.linspace(0, 1, past.size, dtype=past.dtype).reshape(past.shape)
             presents.append(np.zeros_like(past) if apart else past)
             _bind_output(binding, state.present, presents[-1])
         self._session.run_with_iobinding(binding)

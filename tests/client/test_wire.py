@@ -128,9 +128,12 @@ def test_what_a_model_tells_of_itself_is_read_and_else_none():
     assert (plain.uncertainty, plain.cot_budget) == (None, None)
 
 
-def test_evidence_needs_a_prompt_of_text():
-    with pytest.raises(WireError, match="invalid: evidence: token ids have no place for it"):
-        GenerateRequest(input_ids=[1], evidence=["a"])
+@pytest.mark.parametrize("given", [{"evidence": ["a"]}, {"num_permutations": 2}])
+def test_evidence_needs_a_prompt_of_text(given):
+    with pytest.raises(
+        WireError, match=f"invalid: {next(iter(given))}: token ids have no place for evidence"
+    ):
+        GenerateRequest(input_ids=[1], **given)
 
 
 def test_empty_json_outputs_read_as_empty():

@@ -47,6 +47,8 @@ NUMBERS = {
     "n": [0, 9, 1.0, "2"],
     "seed": [2**64, -(2**63) - 1, 0.5, "7"],
     "stream": ["yes", 1],
+    "evidence": [[], "text", ["x"] * 65],
+    "num_permutations": [0, 65, 1.5, "2", 2],
     "user": [5],
 }
 
@@ -80,6 +82,7 @@ CHATS = [
     chat("logit_bias", logit_bias={"5": 101}),
     chat("logit_bias", logit_bias={"-1": 1}),
     chat("logit_bias", logit_bias=[5]),
+    chat("evidence[0]", evidence=[1]),
     chat("top_logprobs", top_logprobs=2),
     chat("top_logprobs", logprobs=True, top_logprobs=21),
     chat("logprobs", logprobs=1),
@@ -107,6 +110,7 @@ TEXTS = [
     text("echo", echo=True, logprobs=1),
     text("echo", echo=True, prompt=[1, 2]),
     text("logprobs", logprobs=21),
+    text("evidence", evidence=["a"], prompt=[1, 2]),
     text("suffix", suffix="x"),
     text("best_of", best_of=2),
     text("messages", messages=USER),

@@ -1,6 +1,7 @@
 """The OpenAI endpoints, asked by the official client, over a fake Triton."""
 
 import asyncio
+from dataclasses import replace
 
 import openai
 import pytest
@@ -48,11 +49,20 @@ async def test_every_accepted_field_reaches_the_wire(openai_client, transport):
         user="someone",
         n=1,
         response_format={"type": "text"},
-        extra_body={"top_k": 4, "min_p": 0.25, "repetition_penalty": 1.5, "min_tokens": 2},
+        extra_body={
+            "top_k": 4,
+            "min_p": 0.25,
+            "repetition_penalty": 1.5,
+            "min_tokens": 2,
+            "evidence": ["first", "second"],
+            "num_permutations": 2,
+        },
     )
     assert transport.asked == [
         GenerateRequest(
             messages=[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a\nb"}],
+            evidence=["first", "second"],
+            num_permutations=2,
             max_tokens=9,
             min_tokens=2,
             stop_words=["END"],
@@ -146,6 +156,55 @@ async def test_log_probs_are_reported_per_token_by_id(openai_client, transport):
     scores = text.choices[0].logprobs
     assert (scores.tokens, scores.token_logprobs) == (["token_id:4"] * 2, [-0.5] * 2)
     assert scores.top_logprobs == [{"token_id:4": -0.5, "token_id:9": -1.5}] * 2
+
+
+MEAN = {"confidence": 0.7, "epistemic": 0.002, "aleatoric": 0.21}
+
+
+def telling(mean, *, budget=92):
+    """Two tokens and the end of an answer, by a model that tells of itself."""
+    first, second, end = spoken("Hello", " world")
+    pieces = [
+        replace(piece, uncertainty={"tokens": {}, "mean": None}, cot_budget=budget)
+        for piece in (first, second)
+    ]
+    return [*pieces, replace(end, uncertainty={"tokens": {}, "mean": mean}, cot_budget=budget)]
+
+
+@pytest.mark.parametrize("mean", [MEAN, None])
+async def test_what_the_model_tells_of_itself_is_an_extension_of_each_choice(openai_client, transport, mean):
+    transport.script = telling(mean)
+    completion = await openai_client.chat.completions.create(**CHAT, n=2)
+    for choice in completion.choices:
+        assert choice.message.content == "Hello world"
+        assert choice.trident == {"uncertainty": mean, "cot_budget": 92}
+    text = await openai_client.completions.create(model="toy", prompt="Hi")
+    assert text.choices[0].trident == {"uncertainty": mean, "cot_budget": 92}
+
+
+async def test_a_streams_last_chunk_of_a_choice_carries_the_extension(openai_client, transport):
+    transport.script = telling(MEAN)
+    for stream in (
+        await openai_client.chat.completions.create(**CHAT, stream=True),
+        await openai_client.completions.create(model="toy", prompt="Hi", stream=True),
+    ):
+        *chunks, last = [chunk.choices[0] async for chunk in stream]
+        assert last.trident == {"uncertainty": MEAN, "cot_budget": 92}
+        assert not any("trident" in chunk.model_extra for chunk in chunks)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_model_that_tells_nothing_has_no_extension(http, stream):
+    response = await http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+    assert "trident" not in response.text
+
+
+@pytest.mark.parametrize("field", ["evidence", "num_permutations"])
+async def test_what_the_server_says_of_evidence_names_the_field(openai_client, transport, field):
+    transport.script = [WireError("invalid", field, "17 were given, allowed are 1 to 16")]
+    with pytest.raises(openai.BadRequestError) as caught:
+        await openai_client.chat.completions.create(**CHAT, extra_body={"evidence": ["a"]})
+    assert caught.value.param == field
 
 
 @pytest.mark.parametrize(
