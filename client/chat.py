@@ -11,6 +11,7 @@ from typing import IO, Any
 from rich.console import Console
 
 from client.triton import AsyncTritonClient
+from client.uncertainty import described, require_told
 from client.wire import GenerateRequest, GenerateResponse, WireError
 
 DEFAULT_MODEL = "smollm2"
@@ -42,22 +43,34 @@ async def choose(client: AsyncTritonClient, wanted: str | None) -> str:
 
 
 def say_once(
-    url: str, model: str | None, prompt: str, *, raw: bool, system: str | None, sampling: Mapping[str, Any]
+    url: str,
+    model: str | None,
+    prompt: str,
+    *,
+    raw: bool,
+    system: str | None,
+    sampling: Mapping[str, Any],
+    show_uncertainty: bool = False,
 ) -> None:
-    """Write one answer to standard output as it comes; raises WireError."""
+    """Write one answer to standard output as it comes, its figures to standard error; raises WireError."""
     content = {"text_input": prompt} if raw else {"messages": [*_system(system), _user(prompt)]}
     request = GenerateRequest(**content, **sampling, stream=True)
 
-    async def run() -> None:
-        async with (
-            AsyncTritonClient(url) as client,
-            aclosing(client.generate(await choose(client, model), request)) as responses,
-        ):
-            async for response in responses:
-                write(sys.stdout, response.text_output)
+    async def run() -> GenerateResponse:
+        last = GenerateResponse()
+        async with AsyncTritonClient(url) as client:
+            name = await choose(client, model)
+            if show_uncertainty:
+                await require_told(client, name)
+            async with aclosing(client.generate(name, request)) as responses:
+                async for last in responses:
+                    write(sys.stdout, last.text_output)
+        return last
 
-    asyncio.run(run())
+    last = asyncio.run(run())
     write(sys.stdout, "\n")
+    if show_uncertainty:
+        print(described(last), file=sys.stderr)
 
 
 def write(output: IO[str], text: str) -> None:
@@ -66,7 +79,14 @@ def write(output: IO[str], text: str) -> None:
     output.flush()
 
 
-def converse(url: str, model: str | None, *, system: str | None, sampling: Mapping[str, Any]) -> None:
+def converse(
+    url: str,
+    model: str | None,
+    *,
+    system: str | None,
+    sampling: Mapping[str, Any],
+    show_uncertainty: bool = False,
+) -> None:
     """Read turns from the terminal until /quit, Ctrl-D or Ctrl-C at the prompt; raises WireError."""
     if sys.stdin.isatty():
         import readline  # noqa: F401  # line editing and history for input()
@@ -75,8 +95,10 @@ def converse(url: str, model: str | None, *, system: str | None, sampling: Mappi
         client = runner.run(_connect(url))
         try:
             name = runner.run(choose(client, model))
-            generate = _generation(client, name, sampling)
-            Chat(runner, generate, Console(highlight=False), system).run(name)
+            if show_uncertainty:
+                runner.run(require_told(client, name))
+            generate, console = _generation(client, name, sampling), Console(highlight=False)
+            Chat(runner, generate, console, system, show_uncertainty=show_uncertainty).run(name)
         finally:
             runner.run(client.close())
 
@@ -88,12 +110,19 @@ class Chat:
     """A conversation with its history; what the person saw of a stopped answer stays in it."""
 
     def __init__(
-        self, runner: asyncio.Runner, generate: Generate, console: Console, system: str | None
+        self,
+        runner: asyncio.Runner,
+        generate: Generate,
+        console: Console,
+        system: str | None,
+        *,
+        show_uncertainty: bool,
     ) -> None:
         self._runner = runner
         self._generate = generate
         self._console = console
         self._system = _system(system)
+        self._shows_uncertainty = show_uncertainty
         self.messages = list(self._system)
 
     def run(self, model: str) -> None:
@@ -148,16 +177,17 @@ class Chat:
             self.messages.pop()
 
     async def _answer(self, said: list[str]) -> None:
-        reason = ""
+        last = GenerateResponse()
         async with aclosing(self._generate(self.messages)) as responses:
-            async for response in responses:
-                write(self._console.file, response.text_output)
-                reason = response.finish_reason
-                if response.text_output:
-                    said.append(response.text_output)
+            async for last in responses:
+                write(self._console.file, last.text_output)
+                if last.text_output:
+                    said.append(last.text_output)
         self._console.print()
-        if reason == "length":
+        if last.finish_reason == "length":
             self._note("cut off at the most tokens allowed")
+        if self._shows_uncertainty:
+            self._note(described(last))
 
     def _note(self, text: str) -> None:
         self._console.print(text, style="dim", markup=False)

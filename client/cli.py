@@ -31,6 +31,22 @@ Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 is gree
 TopP = Annotated[float | None, typer.Option(max=1, help="Draw from the likeliest tokens of this total.")]
 Seed = Annotated[int | None, typer.Option(min=0, max=2**64 - 1, help="The same seed gives the same text.")]
 System = Annotated[str | None, typer.Option(help="A system message before the conversation.")]
+ShowUncertainty = Annotated[
+    bool,
+    typer.Option("--show-uncertainty", help="After an answer, one line on how sure the model was of it."),
+]
+Evidence = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--evidence",
+        "-e",
+        help="A text that the prompt builds on, or @FILE; may be given again. It goes where the prompt says "
+        "{evidence}, else before the prompt.",
+    ),
+]
+Permutations = Annotated[
+    int | None, typer.Option(min=1, help="Average the answer over this many orders of the evidence.")
+]
 
 DEFAULT_URL = "127.0.0.1:8001"
 
@@ -44,12 +60,13 @@ def chat(
     temperature: Temperature = None,
     top_p: TopP = None,
     seed: Seed = None,
+    show_uncertainty: ShowUncertainty = False,
 ) -> None:
     """Talk to a model. Ctrl-C stops an answer, at the prompt it quits; /help lists the commands."""
     from client.chat import converse
 
     sampling = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    converse(url, model, system=system, sampling=sampling)
+    converse(url, model, system=system, sampling=sampling, show_uncertainty=show_uncertainty)
 
 
 @app.command()
@@ -66,22 +83,40 @@ def generate(
     top_p: TopP = None,
     seed: Seed = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    evidence: Evidence = None,
+    permutations: Permutations = None,
+    show_uncertainty: ShowUncertainty = False,
 ) -> None:
     """Generate one answer to standard output, as it comes."""
     from client.chat import say_once
+    from client.evidence import read_blocks, with_place
 
     if raw and system is not None:
         raise typer.BadParameter(
             "a raw prompt has no roles; leave out --system or --raw", param_hint="--system"
         )
+    if permutations is not None and not evidence:
+        raise typer.BadParameter("give the evidence to permute, too", param_hint="--permutations")
     text = sys.stdin.read() if prompt == "-" else prompt
+    blocks = read_blocks(evidence) if evidence else None
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
         "top_p": top_p,
         "seed": seed,
+        "stop_words": stop or None,
+        "evidence": blocks,
+        "num_permutations": permutations,
     }
-    say_once(url, model, text, raw=raw, system=system, sampling=sampling | {"stop_words": stop or None})
+    say_once(
+        url,
+        model,
+        with_place(text, beside=system) if blocks else text,
+        raw=raw,
+        system=system,
+        sampling=sampling,
+        show_uncertainty=show_uncertainty,
+    )
 
 
 @app.command()

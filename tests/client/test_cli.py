@@ -38,7 +38,8 @@ def trident(triton, monkeypatch, capsys):
 
 def sent(triton):
     (_, _, inputs) = triton.requests[-1]
-    return {name: values if name == "stop_words" else values[0] for name, (_, _, values) in inputs.items()}
+    lists = {"stop_words", "evidence"}
+    return {name: values if name in lists else values[0] for name, (_, _, values) in inputs.items()}
 
 
 def test_generate_applies_the_chat_template_and_prints_the_text(trident, triton):
@@ -64,6 +65,88 @@ def test_generate_raw_sends_the_prompt_and_every_option_as_it_is(trident, triton
         "stop_words": ["A", "B"],
         "stream": True,
     }
+
+
+MEAN = {"confidence": 0.70567, "epistemic": 0.0021, "aleatoric": 0.2}
+TOLD = [
+    {"text_output": "Par", "uncertainty": json.dumps({"tokens": {}, "mean": None}), "cot_budget": 92},
+    {
+        "text_output": "is",
+        "finish_reason": "stop",
+        "uncertainty": json.dumps({"tokens": {}, "mean": MEAN}),
+        "cot_budget": 92,
+    },
+]
+LINE = "confidence 0.706 · epistemic 0.0021 · aleatoric 0.2 · thought budget 92 tokens"
+
+
+def test_uncertainty_is_one_line_on_standard_error_so_that_a_pipe_gets_the_answer_alone(trident, triton):
+    triton.script, triton.telling = TOLD, {"toy"}
+    assert trident("generate", "Hi", "--show-uncertainty") == (0, "Paris\n", f"{LINE}\n")
+    assert trident("generate", "Hi") == (0, "Paris\n", "")
+
+
+def test_a_chat_shows_the_uncertainty_of_each_answer(trident, triton):
+    triton.script, triton.telling = TOLD, {"toy"}
+    code, output, _ = trident("chat", "--show-uncertainty", stdin="One\nTwo\n")
+    assert (code, output.count(LINE)) == (0, 2)
+    assert LINE not in trident("chat", stdin="One\n")[1]
+
+
+def test_an_empty_answer_has_its_budget_only(trident, triton):
+    told = json.dumps({"tokens": {}, "mean": None})
+    triton.script = [{"finish_reason": "stop", "uncertainty": told, "cot_budget": 7}]
+    triton.telling = {"toy"}
+    assert trident("generate", "Hi", "--show-uncertainty") == (0, "\n", "thought budget 7 tokens\n")
+
+
+@pytest.mark.parametrize("command", [["generate", "Hi"], ["chat"]])
+def test_a_model_that_tells_no_uncertainty_is_refused_in_a_sentence_that_lists_those_that_do(
+    trident, triton, command
+):
+    code, output, errors = trident(*command, "--show-uncertainty", "--model", "toy")
+    assert (code, output) == (1, "")
+    assert errors == (
+        "trident: model: 'toy' does not tell its uncertainty; "
+        "served that do: none; a model with bayesian_attention does"
+    )
+    triton.ready |= {"other": "READY", "other_engine": "READY"}
+    triton.telling = {"other"}
+    assert "served that do: other" in trident(*command, "--show-uncertainty", "--model", "toy")[2]
+    assert triton.requests == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "content"),
+    [("Where?", "{evidence}\n\nWhere?"), ("By {evidence} say.", "By {evidence} say.")],
+)
+def test_evidence_goes_to_its_place_and_files_are_read(trident, triton, tmp_path, prompt, content):
+    (tmp_path / "block.txt").write_text("from ä file\n")
+    evidence = ["-e", "inline", "--evidence", f"@{tmp_path / 'block.txt'}", "--permutations", "2"]
+    assert trident("generate", prompt, "--raw", *evidence)[0] == 0
+    assert sent(triton) == {
+        "text_input": content,
+        "evidence": ["inline", "from ä file"],
+        "num_permutations": 2,
+        "stream": True,
+    }
+
+
+def test_evidence_may_have_its_place_in_the_system_message(trident, triton):
+    trident("generate", "Where?", "--system", "Know: {evidence}", "-e", "a")
+    contents = [message["content"] for message in json.loads(sent(triton)["messages"])]
+    assert contents == ["Know: {evidence}", "Where?"]
+
+
+def test_a_file_of_evidence_that_can_not_be_read_is_one_sentence(trident, triton, tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff")
+    assert trident("generate", "Hi", "-e", "@nowhere") == (
+        1,
+        "",
+        "trident: evidence: nowhere can't be read: No such file or directory",
+    )
+    assert "it is not UTF-8" in trident("generate", "Hi", "-e", f"@{tmp_path / 'bytes'}")[2]
+    assert triton.requests == []
 
 
 def test_models_are_listed_one_a_line(trident, triton):
@@ -118,6 +201,8 @@ def test_the_environment_names_the_server(trident, triton, monkeypatch):
         ["nothing"],
         ["generate", "Hi", "--max-tokens", "0"],
         ["generate", "x", "--raw", "--system", "s"],
+        ["generate", "x", "--permutations", "2"],
+        ["generate", "x", "-e", "a", "--permutations", "0"],
     ],
 )
 def test_wrong_usage_is_exit_code_2(trident, arguments):

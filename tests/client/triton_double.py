@@ -62,6 +62,7 @@ class TritonDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         default_factory=lambda: {"toy": "READY", "toy_engine": "READY", "toy_tokenizer": "READY"}
     )
     arrival_delay: float = 0.0
+    telling: set = field(default_factory=set)
     requests: list = field(default_factory=list)
     stops: list = field(default_factory=list)
     running: dict = field(default_factory=dict)
@@ -131,6 +132,8 @@ class TritonDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.config.platform = "ensemble"
         response.config.input.add(name="text_input", data_type="TYPE_STRING", dims=[1])
         response.config.output.add(name="output_ids", data_type="TYPE_INT32", dims=[-1])
+        if request.name in self.telling:
+            response.config.output.add(name="uncertainty", data_type="TYPE_STRING", dims=[1])
         return response
 
 
