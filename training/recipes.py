@@ -110,8 +110,28 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+def _full(preset: str) -> Recipe:
+    """A preset without a recipe of its own, in its true size: NeuroForge's schedule."""
+    return Recipe(
+        model=PRESETS[preset],
+        chat="turns" if preset.startswith("dialogpt") else "roles",
+        steps=20_000,
+        batch_size=32,
+        accumulation=4,
+        learning_rate=6e-4,
+        warmup_steps=1000,
+        weight_decay=0.01,
+        validate_every=500,
+        save_every=500,
+    )
+
+
 def recipe(name: str) -> Recipe:
-    """The recipe called `name`; KeyError lists the known ones."""
-    if name not in RECIPES:
-        raise KeyError(f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}")
-    return RECIPES[name]
+    """The recipe called `name`, or the full-sized one of a preset; KeyError lists the known ones."""
+    if name in RECIPES:
+        return RECIPES[name]
+    if name in PRESETS:
+        return _full(name)
+    raise KeyError(
+        f"unknown recipe {name!r}; known: {', '.join(sorted(RECIPES))}, and what `trident presets` lists"
+    )

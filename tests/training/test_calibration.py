@@ -13,10 +13,10 @@ values = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, m
 
 
 def test_the_calibration_error_of_two_bins_is_that_by_hand() -> None:
-    """Sorted: .2 .4 | .6 .8; right: no yes | yes yes. |.3 - .5| and |.7 - 1|, half of the tokens each."""
-    confidence, is_right = torch.tensor([0.8, 0.2, 0.6, 0.4]), torch.tensor([True, False, True, True])
+    """Sorted: .2 .4 | .6 .8; right: no yes | no yes. |.3 - .5| and |.7 - .5|, half of the tokens each."""
+    confidence, is_right = torch.tensor([0.2, 0.6, 0.4, 0.8]), torch.tensor([False, False, True, True])
     error = expected_calibration_error(confidence, is_right, num_bins=2)
-    assert error == pytest.approx(0.5 * 0.2 + 0.5 * 0.3, abs=1e-7)  # float32 inputs
+    assert error == pytest.approx(0.5 * 0.2 + 0.5 * 0.2, abs=1e-7)  # float32 inputs
 
 
 def test_bins_hold_equally_many_tokens_not_equally_wide_intervals() -> None:

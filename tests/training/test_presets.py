@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from training.__main__ import app
 from training.decoder import Decoder, count_parameters
 from training.presets import PRESETS, preset
+from training.recipes import RECIPES, recipe
 
 SMALL = [name for name in PRESETS if name == "atlas" or name.endswith("-tiny")]
 
@@ -100,3 +101,10 @@ def test_the_command_lists_every_preset_with_its_blocks_and_sizes_in_eighty_colu
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(KeyError, match="unknown preset 'atlass'; known: arslm-base, arslm-tiny, atlas"):
         preset("atlass")
+
+
+def test_a_preset_without_a_recipe_is_trained_in_its_full_size() -> None:
+    known = recipe("retnet-base")
+    assert (known.model, known.learning_rate, known.accumulation) == (preset("retnet-base"), 6e-4, 4)
+    assert recipe("dialogpt-medium").chat == "turns"
+    assert recipe("atlas") is RECIPES["atlas"]
