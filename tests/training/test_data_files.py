@@ -10,7 +10,8 @@ from datasets import Dataset, DatasetDict
 from training.chat import END, Conversation, Message
 from training.data.chat_lines import MOST_NAMED, read_chats
 from training.data.choice import DataError, FileData, choose_data, detect
-from training.data.saved_datasets import read_saved
+from training.data.load import load_corpus
+from training.data.saved_datasets import open_saved
 from training.data.text import LONGEST, SHORTEST, passages, read_documents
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
@@ -157,8 +158,7 @@ def test_a_chat_that_cannot_be_read_is_one_sentence(content: bytes, sentence: st
 
 def test_a_saved_data_set_of_texts_is_its_rows(tmp_path: Path) -> None:
     Dataset.from_dict({"text": ["one", " two "], "label": [0, 1]}).save_to_disk(tmp_path / "set")
-    saved = read_saved(tmp_path / "set")
-    assert (saved.items, saved.held_out) == (["one", "two"], [])
+    assert open_saved(tmp_path / "set").texts() == (["one", "two"], [])
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
@@ -166,14 +166,13 @@ def test_a_saved_split_is_the_one_held_out(name: str, tmp_path: Path) -> None:
     rows = {"train": ["one", "two"], name: ["three"], "other": ["four"]}
     parts = {split: Dataset.from_dict({"text": texts}) for split, texts in rows.items()}
     DatasetDict(parts).save_to_disk(tmp_path / "set")
-    saved = read_saved(tmp_path / "set")
-    assert (saved.items, saved.held_out) == (["one", "two"], ["three"])
+    assert open_saved(tmp_path / "set").texts() == (["one", "two"], ["three"])
 
 
 def test_a_saved_data_set_of_messages_is_conversations(tmp_path: Path) -> None:
     Dataset.from_dict({"messages": [TALK, TALK]}).save_to_disk(tmp_path / "set")
     talk = Conversation((Message("user", "Hi"), Message("assistant", "Hello")))
-    assert read_saved(tmp_path / "set").items == [talk, talk]
+    assert open_saved(tmp_path / "set").conversations() == ([talk, talk], [])
 
 
 @pytest.mark.parametrize(
@@ -191,14 +190,32 @@ def test_a_saved_data_set_that_does_not_fit_is_one_sentence(
 ) -> None:
     Dataset.from_dict(columns).save_to_disk(tmp_path / "set")
     with pytest.raises(DataError) as caught:
-        read_saved(tmp_path / "set")
+        load_corpus(FileData(kind="dataset", paths=(tmp_path / "set",)), seed=0)
     assert sentence in str(caught.value)
 
 
-def test_splits_without_one_to_train_on_are_named(tmp_path: Path) -> None:
-    DatasetDict({"all": Dataset.from_dict({"text": ["one"]})}).save_to_disk(tmp_path / "set")
-    with pytest.raises(DataError, match="has the splits all, but none is called 'train'"):
-        read_saved(tmp_path / "set")
+@pytest.mark.parametrize(
+    ("splits", "sentence"),
+    [
+        ({"all": {"text": ["one"]}}, "set has the splits all, but none is called 'train'"),
+        (
+            {"train": {"text": ["one"]}, "test": {"text": []}},
+            "set is no data set that `datasets` can read, and it reads none without rows",
+        ),
+        (
+            {"train": {"text": ["one"]}, "test": {"messages": [TALK]}},
+            "set has text in 'train', but messages in 'test'",
+        ),
+    ],
+)
+def test_splits_that_cannot_be_used_are_named(
+    splits: dict[str, dict[str, list[Any]]], sentence: str, tmp_path: Path
+) -> None:
+    parts = {name: Dataset.from_dict(columns) for name, columns in splits.items()}
+    DatasetDict(parts).save_to_disk(tmp_path / "set")
+    with pytest.raises(DataError) as caught:
+        open_saved(tmp_path / "set")
+    assert sentence in str(caught.value)
 
 
 def test_a_damaged_data_set_is_named(tmp_path: Path) -> None:
@@ -206,7 +223,7 @@ def test_a_damaged_data_set_is_named(tmp_path: Path) -> None:
     (file,) = (tmp_path / "set").glob("*.arrow")
     file.write_bytes(b"no arrow")
     with pytest.raises(DataError, match="set is no data set that `datasets` can read"):
-        read_saved(tmp_path / "set")
+        open_saved(tmp_path / "set")
 
 
 def test_the_format_is_seen_from_name_and_content(tmp_path: Path) -> None:

@@ -6,11 +6,17 @@ import pytest
 import torch
 
 from training.blocks.router import expert_load
-from training.calibration import spearman
 from training.chat import CHAT_FORMATS, END, Conversation, ask
 from training.data.batches import IGNORED, Batch, encode, pad_rows
 from training.decoder import Decoder
-from training.predictions import bytes_per_token, describe_doubt, describe_layers, predict, summarize
+from training.predictions import (
+    Predictions,
+    bytes_per_token,
+    describe_doubt,
+    describe_layers,
+    predict,
+    summarize,
+)
 from training.presets import PRESETS
 from training.tokenizer import train_tokenizer
 
@@ -103,23 +109,38 @@ def test_a_model_without_experts_or_beliefs_has_no_figures_on_them() -> None:
     assert describe_doubt(predictions) == {}
 
 
-def test_a_bayesian_models_doubts_are_ranked_beside_its_errors() -> None:
+def test_doubts_are_ranked_beside_losses_and_errors() -> None:
+    """Four tokens; the epistemic doubt goes with the loss, the aleatoric against it and outweighs it."""
+    nll, is_right = torch.tensor([0.1, 0.2, 2.0, 3.0]), torch.tensor([True, True, False, False])
+    epistemic, aleatoric = torch.tensor([0.01, 0.02, 0.03, 0.04]), torch.tensor([0.4, 0.3, 0.2, 0.1])
+    extras = {
+        "epistemic": epistemic,
+        "aleatoric": aleatoric,
+        "confidence": torch.tensor([0.9, 0.9, 0.5, 0.9]),
+    }
+    none = torch.zeros(4)
+    predictions = Predictions(none, nll, none, is_right, none, extras, torch.zeros(0))
+    doubts = describe_doubt(predictions)
+    assert {name: doubt.with_loss for name, doubt in doubts.items()} == pytest.approx(
+        {"epistemic": 1, "aleatoric": -1, "total": -1, "doubt": 0.25819889}  # ranks 2 2 4 2 beside 1 2 3 4
+    )
+    assert doubts["epistemic"].with_error == pytest.approx(2 / 5**0.5)  # ranks 1 2 3 4 beside 1.5 1.5 3.5 3.5
+    assert doubts["total"].with_error == pytest.approx(-2 / 5**0.5)
+
+
+def test_a_bayesian_models_figures_are_taken_at_the_learned_tokens() -> None:
     decoder = build("bayesian-tiny")
-    predictions, figures, errors = predict(decoder, batches(), nothing), [], []
+    predictions, expected = predict(decoder, batches(), nothing), dict[str, list[torch.Tensor]]()
     for batch in batches():
         extras: dict[str, torch.Tensor] = {}
         with torch.no_grad():
-            logits, _ = decoder(batch.input_ids, extras=extras)
-        learned = batch.targets != IGNORED
-        figures.append((extras["epistemic"] + extras["aleatoric"])[learned])
-        errors.append(logits.argmax(-1)[learned] != batch.targets[learned])
-    doubts = describe_doubt(predictions)
-    assert set(doubts) == {"epistemic", "aleatoric", "total", "doubt"}
-    expected = spearman(torch.cat(figures), torch.cat(errors))
-    assert doubts["total"].with_error == pytest.approx(expected, abs=1e-3)  # ranks of float32 near ties
-    assert doubts["doubt"].with_loss == pytest.approx(
-        spearman(1 - predictions.extras["confidence"], predictions.nll), abs=1e-12
-    )
+            decoder(batch.input_ids, extras=extras)
+        for name, figure in extras.items():
+            expected.setdefault(name, []).append(figure[batch.targets != IGNORED])
+    assert set(predictions.extras) == set(expected) == set(decoder.extra_names())
+    for name, parts in expected.items():
+        assert torch.allclose(predictions.extras[name], torch.cat(parts), atol=1e-5), name
+    assert set(describe_doubt(predictions)) == {"epistemic", "aleatoric", "total", "doubt"}
 
 
 def test_every_batch_is_reported() -> None:

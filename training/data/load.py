@@ -1,7 +1,7 @@
 """A corpus of every choice of data."""
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Callable
+from typing import TypeVar
 
 from training.chat import Conversation
 from training.data.atlas import Atlas
@@ -11,10 +11,12 @@ from training.data.chat_lines import read_chats
 from training.data.chitchat import read_chitchat
 from training.data.choice import AtlasData, ChitchatData, DataChoice, DataError, FileData, hash_content
 from training.data.corpus import Corpus
-from training.data.saved_datasets import read_saved
+from training.data.saved_datasets import open_saved
 from training.data.split import split
 from training.data.text import read_documents
 from training.data.text_corpus import TextCorpus
+
+T = TypeVar("T")
 
 
 def load_corpus(choice: DataChoice, *, seed: int) -> Corpus:
@@ -50,13 +52,19 @@ def _corpus_of_files(choice: FileData) -> Corpus:
 def _saved_corpus(choice: FileData, name: str) -> Corpus:
     if len(choice.paths) > 1:
         raise DataError(f"{name}: one directory that `datasets` saved is expected, {len(choice.paths)} given")
-    saved = read_saved(choice.paths[0])
-    is_text = bool(saved.items) and isinstance(saved.items[0], str)
-    if is_text:
-        texts, held_out = cast(Sequence[str], saved.items), cast(Sequence[str], saved.held_out)
-        return TextCorpus(*((texts, held_out) if held_out else split(texts, str, name=f"{name}: rows")))
-    talks, held = cast(Sequence[Conversation], saved.items), cast(Sequence[Conversation], saved.held_out)
-    return ChatCorpus(*((talks, held) if held else split(talks, _words, name=f"{name}: rows")))
+    saved = open_saved(choice.paths[0])
+    match saved.column:
+        case "text":
+            return TextCorpus(*_divide(*saved.texts(), str, name=name))
+        case "messages":
+            return ChatCorpus(*_divide(*saved.conversations(), _words, name=name))
+
+
+def _divide(
+    kept: list[T], held_out: list[T], text_of: Callable[[T], str], *, name: str
+) -> tuple[list[T], list[T]]:
+    """The split that the data bring, or else ours."""
+    return (kept, held_out) if held_out else split(kept, text_of, name=f"{name}: rows")
 
 
 def _words(conversation: Conversation) -> str:
