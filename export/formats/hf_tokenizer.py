@@ -20,7 +20,10 @@ SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 def read_tokenizer(directory: Path, vocab_size: int) -> tuple[TokenizerFiles, SpecialTokens]:
     """The tokenizer's files and the tokens with a meaning. Raises ExportError in one sentence."""
     config = _read_if_there(directory / SPECIAL_TOKENS_MAP) | _read_if_there(directory / TOKENIZER_CONFIG)
-    tokenizer = _read_tokenizer_json(directory) or convert_tokenizer(directory)
+    tokenizer = _read_tokenizer_json(directory)
+    if tokenizer is None:
+        tokenizer, implied = convert_tokenizer(directory)
+        config = implied | config
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= vocab_size:
         raise ExportError(f"the tokenizer in {directory} goes up to {highest}, the model to {vocab_size - 1}")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -13,9 +14,10 @@ from export.formats.weight_files import contents
 FORMS = ("tokenizer.model", "vocab.json")
 
 
-def convert_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer in `tokenizer.model` (SentencePiece) or `vocab.json` and `merges.txt` (byte-level BPE).
+def convert_tokenizer(directory: Path) -> tuple[Tokenizer, dict[str, Any]]:
+    """The tokenizer and the configuration that its class implies, from files that older checkpoints have.
 
+    These are `tokenizer.model` (SentencePiece) and `vocab.json` with `merges.txt` (byte-level BPE).
     How text is cut before merging is not in these files; it follows from `tokenizer_class` or `model_type`.
     Raises ExportError if there is none of them, or if transformers cannot make one of them.
     """
@@ -33,7 +35,9 @@ def convert_tokenizer(directory: Path) -> Tokenizer:
         except Exception as error:  # whatever the class of tokenizer in question may raise
             reason = str(error).partition("\n")[0]
             raise ExportError(f"the tokenizer in {directory} cannot be converted: {reason}") from error
-    return Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+    names = {key: str(token) for key, token in loaded.special_tokens_map.items() if isinstance(token, str)}
+    implied = names | {"add_bos_token": bool(getattr(loaded, "add_bos_token", False))}
+    return Tokenizer.from_str(loaded.backend_tokenizer.to_str()), implied
 
 
 @contextmanager

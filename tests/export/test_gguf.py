@@ -83,7 +83,7 @@ def test_unpermute_undoes_the_interleaving_at_head_dim_64() -> None:
         (TinyLlama(extra={"rope_freqs.weight": np.ones(32, np.float32)}), "scaled rotary positions"),
         (TinyLlama(extra_keys={"llama.expert_count": 8}), "uses experts"),
         (TinyLlama(pre="tekken"), "'tekken'; supported are gpt-2, llama-bpe, smollm"),
-        (TinyLlama(tokenizer_model="llama"), "tokenizer.ggml.model is 'llama'"),
+        (TinyLlama(tokenizer_model="bert"), "tokenizer.ggml.model is 'bert'; supported are gpt2, llama"),
     ],
 )
 def test_a_file_that_cannot_be_imported_is_refused_in_one_sentence(
