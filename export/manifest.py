@@ -44,13 +44,17 @@ class SpecialTokens(_Part):
 
 
 class Sampling(_Part):
-    """What a request gets that does not say otherwise; temperature 0 is greedy."""
+    """What a request gets that does not say otherwise; temperature 0 is greedy.
+
+    `max_tokens` None lets an answer fill the rest of the context.
+    """
 
     temperature: float = Field(default=0.0, ge=0, le=2)
     top_k: int = Field(default=0, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)
     repetition_penalty: float = Field(default=1.0, gt=0, le=2)
+    max_tokens: int | None = Field(default=None, ge=1)
 
 
 class Manifest(_Part):

@@ -38,9 +38,10 @@ def _atlas() -> Path:
 
 
 MODELS: dict[str, KnownModel] = {
-    # Greedy, since the first words of a model this small are often near ties; unpenalised it repeats itself.
-    "smollm2": KnownModel(_smollm2, Sampling(repetition_penalty=1.1)),
-    "atlas": KnownModel(_atlas, Sampling()),
+    # Greedy, since the first words of a model this small are often near ties; unpenalised it repeats itself,
+    # and what repeats itself all the same would do so until the context is full.
+    "smollm2": KnownModel(_smollm2, Sampling(repetition_penalty=1.1, max_tokens=1024)),
+    "atlas": KnownModel(_atlas, Sampling(max_tokens=256)),
 }
 
 

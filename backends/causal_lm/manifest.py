@@ -44,13 +44,17 @@ class SpecialTokens:
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """Sampling of a request that names none; ranges as in the tensor contract."""
+    """Sampling of a request that names none; ranges as in the tensor contract.
+
+    `max_tokens` None is the rest of the context.
+    """
 
     temperature: float
     top_k: int
     top_p: float
     min_p: float
     repetition_penalty: float
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +163,7 @@ def _special_tokens(data: object, vocab_size: int) -> SpecialTokens:
 
 def _sampling(data: object) -> SamplingDefaults:
     keys = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    entry = _keys(data, keys, "sampling")
+    entry = _keys(data, keys, "sampling", optional=("max_tokens",))
     for key in keys:
         if isinstance(entry[key], bool) or not isinstance(entry[key], int | float):
             raise LoadError(f"manifest.json: sampling.{key} is {entry[key]!r}, a number is needed")
@@ -169,14 +173,19 @@ def _sampling(data: object) -> SamplingDefaults:
         top_p=float(entry["top_p"]),
         min_p=float(entry["min_p"]),
         repetition_penalty=float(entry["repetition_penalty"]),
+        max_tokens=_optional_integer(entry.get("max_tokens"), "sampling.max_tokens", 1),
     )
 
 
-def _keys(data: object, keys: tuple[str, ...] | None, where: str) -> dict[str, Any]:
+def _keys(
+    data: object, keys: tuple[str, ...] | None, where: str, optional: tuple[str, ...] = ()
+) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise LoadError(f"manifest.json: {where} is {data!r}, an object is needed")
-    if keys is not None and set(data) != set(keys):
-        missing, unknown = sorted(set(keys) - set(data)), sorted(set(data) - set(keys))
+    if keys is None:
+        return data
+    missing, unknown = sorted(set(keys) - set(data)), sorted(set(data) - {*keys, *optional})
+    if missing or unknown:
         raise LoadError(f"{where}: missing keys {missing}, unknown keys {unknown}; export the model again")
     return data
 
@@ -203,3 +212,7 @@ def _integer(value: object, where: str, low: int, high: int | None = None) -> in
         allowed = f"{low} or more" if high is None else f"{low} to {high}"
         raise LoadError(f"manifest.json: {where} is {value!r}, allowed is an integer, {allowed}")
     return value
+
+
+def _optional_integer(value: object, where: str, low: int) -> int | None:
+    return None if value is None else _integer(value, where, low)

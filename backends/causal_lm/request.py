@@ -61,7 +61,7 @@ class GenerationRequest:
         reader = ContractReader(values)
         prompts = reader.prompts(manifest)
         room = manifest.max_length - max(map(len, prompts))
-        max_tokens = reader.integer("max_tokens", room, low=1)
+        max_tokens = reader.integer("max_tokens", min(room, manifest.sampling.max_tokens or room), low=1)
         request = cls(
             id=request_id,
             prompts=prompts,

@@ -33,6 +33,13 @@ def test_a_whole_manifest_is_read_as_written(tmp_path: Path) -> None:
     assert manifest.max_length == MAX_LENGTH
 
 
+def test_a_default_of_max_tokens_may_be_absent(tmp_path: Path) -> None:
+    sampling = manifest_data([])["sampling"]
+    for given, expected in (({}, None), ({"max_tokens": None}, None), ({"max_tokens": 7}, 7)):
+        manifest = read_manifest(write(tmp_path, {"sampling": sampling | given}))
+        assert manifest.sampling.max_tokens == expected
+
+
 @pytest.mark.parametrize("key", sorted(manifest_data([])))
 def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
     with pytest.raises(LoadError, match=rf"missing keys \['{key}'\]"):
@@ -59,6 +66,10 @@ def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
         ({"special_tokens": []}, "special_tokens is .*an object is needed"),
         ({"sampling": manifest_data([])["sampling"] | {"top_p": "high"}}, "sampling.top_p is 'high'"),
         ({"sampling": {}}, "sampling: missing keys"),
+        (
+            {"sampling": manifest_data([])["sampling"] | {"max_tokens": 0}},
+            "sampling.max_tokens is 0, .* 1 or more",
+        ),
         (
             {"extra_outputs": ["mood"]},
             "extra_outputs has 'mood', .* known are confidence, epistemic, aleatoric",

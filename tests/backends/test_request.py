@@ -1,5 +1,6 @@
 """A request is checked against the tensor contract, value by value."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,15 @@ def test_a_value_outside_the_contract_is_refused_by_name(
 ) -> None:
     with pytest.raises(RequestError, match=f"^invalid: {message}"):
         build(manifest, **values)
+
+
+@pytest.mark.parametrize(("default", "expected"), [(None, MAX_LENGTH - 2), (7, 7), (5000, MAX_LENGTH - 2)])
+def test_without_max_tokens_the_models_default_holds_within_the_context(
+    manifest: Manifest, default: int | None, expected: int
+) -> None:
+    limited = replace(manifest, sampling=replace(manifest.sampling, max_tokens=default))
+    assert build(limited).max_tokens == expected
+    assert build(limited, max_tokens=60).max_tokens == 60
 
 
 def test_a_prompt_may_leave_room_for_one_token(manifest: Manifest) -> None:
