@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import NoReturn
 
-from backends.assemble import assemble
 from backends.child import ChildGroup
 from backends.environment import ServerError, inspect_environment
+from backends.lease import take
 from backends.settings import EXIT_SECONDS, ServerSettings, check_settings, command_line, variables_for
 from backends.shared_memory import prefix_for, remove_regions, remove_stale_regions
 from backends.stubs import StubWatch
@@ -43,15 +43,15 @@ class EmbeddedServer:
         check_settings(settings)
         remove_stale_regions()
         environment = inspect_environment(settings.environment)
-        backends = assemble(environment, settings.assembled)
+        self._lease = take(environment, settings.assembled)
         self.settings = settings
         self.models: list[ModelStatus] = []
         self._shm_prefix = prefix_for(os.getpid(), settings.grpc_port)
         self._child = ChildGroup(
-            command_line(settings, environment, backends=backends, shm_prefix=self._shm_prefix),
+            command_line(settings, environment, backends=self._lease.directory, shm_prefix=self._shm_prefix),
             variables=variables_for(environment, dict(os.environ)),
             # Triton's stub imports from its working directory first: it must not find this checkout there.
-            directory=backends,
+            directory=self._lease.directory,
         )
         self._log = TritonLog(self._child.output, show, verbose=settings.verbose)
 
@@ -92,6 +92,7 @@ class EmbeddedServer:
         self._child.stop(GRACE_SECONDS)
         self._log.end()
         remove_regions(self._shm_prefix)
+        self._lease.release()
 
     def _await_live(self) -> None:
         """Triton opens its ports after it has tried to load every model."""

@@ -16,6 +16,7 @@ from backends.causal_lm.request import GenerationRequest, Output
 from backends.causal_lm.runner import Runner
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
+from backends.environment import ServerEnvironment
 from tests.backends.tiny_graph import tiny_tokenizer, write_model
 
 TOKENIZER = tiny_tokenizer()
@@ -91,6 +92,21 @@ def telling(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def directory(request: pytest.FixtureRequest, model_directories: dict[str, Path]) -> Path:
     """A version directory, one per kind of state."""
     return model_directories[request.param]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> ServerEnvironment:
+    """A wheel of three small files where Triton's megabytes would be."""
+    made = ServerEnvironment(
+        root=tmp_path / ".triton", python_version="3.11", wheel=tmp_path / "pytriton", libpython=tmp_path
+    )
+    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
+        (made.backends / "python").mkdir(parents=True, exist_ok=True)
+        (made.backends / "python" / name).write_text(name)
+    made.stub.parent.mkdir(parents=True)
+    made.stub.write_text("stub")
+    made.stub.chmod(0o755)
+    return made
 
 
 class WatchedRunner:

@@ -13,21 +13,6 @@ from backends.environment import ServerEnvironment, ServerError, inspect_environ
 from backends.settings import ServerSettings
 
 
-@pytest.fixture
-def environment(tmp_path: Path) -> ServerEnvironment:
-    """A wheel of three small files where Triton's megabytes would be."""
-    made = ServerEnvironment(
-        root=tmp_path / ".triton", python_version="3.11", wheel=tmp_path / "pytriton", libpython=tmp_path
-    )
-    for name in ("libtriton_python.so", "triton_python_backend_utils.py"):
-        (made.backends / "python").mkdir(parents=True, exist_ok=True)
-        (made.backends / "python" / name).write_text(name)
-    made.stub.parent.mkdir(parents=True)
-    made.stub.write_text("stub")
-    made.stub.chmod(0o755)
-    return made
-
-
 def test_every_backend_is_there_as_files_of_its_own(environment: ServerEnvironment, tmp_path: Path) -> None:
     made = assemble(environment, tmp_path / "out")
     assert {path.name for path in made.iterdir()} == {"python", *OURS}
