@@ -14,6 +14,8 @@ from tritonclient.utils import np_to_triton_dtype
 
 DTYPES: dict[str, Any] = {
     "input_ids": np.int32,
+    "prompt_lengths": np.int32,
+    "num_permutations": np.int32,
     "max_tokens": np.int32,
     "min_tokens": np.int32,
     "top_k": np.int32,
@@ -25,6 +27,7 @@ DTYPES: dict[str, Any] = {
     "exclude_input_in_output": np.bool_,
     "text_input": np.object_,
     "messages": np.object_,
+    "evidence": np.object_,
     "stop_words": np.object_,
     "logit_bias": np.object_,
 }
