@@ -16,7 +16,10 @@ TOKENIZER_CONFIG = '{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "ad
 
 
 def export_tiny(name: str, *, repository: Path, scratch: Path, seed: int = 0) -> Path:
-    """Installs the model called `name` (a key of PRESETS) with weights from `seed`; returns its version."""
+    """Installs the model called `name`, a key of PRESETS or itself a preset, with weights from `seed`.
+
+    Returns its version directory.
+    """
     decoder = random_decoder(name, seed)
     checkpoint = scratch / f"{name}-{seed}"
     companions = {
@@ -33,4 +36,4 @@ def random_decoder(name: str, seed: int = 0) -> Decoder:
     """The PyTorch model that `export_tiny` exports."""
     torch.manual_seed(seed)
     changes = {"vocab_size": VOCAB_SIZE, "max_length": MAX_LENGTH}
-    return Decoder(preset(PRESETS[name]).model_copy(update=changes)).eval()
+    return Decoder(preset(PRESETS.get(name, name)).model_copy(update=changes)).eval()
