@@ -62,6 +62,10 @@ lint: setup ## ruff (lint and format) and mypy --strict
 bench: setup ## engine against the bare session and transformers; writes tests/bench/results/latest.json
 	@exec $(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: bench-position
+bench-position: setup ## what a token costs early and late in a text, retention beside attention
+	@exec $(BIN)/python -m tests.bench.position $(ARGS)
+
 .PHONY: systems
 systems: setup ## train, prove and serve every system in small, and print a table (a quarter of an hour)
 	@exec $(BIN)/python -m tests.systems $(ARGS)

@@ -4,7 +4,8 @@ import threading
 import time
 from pathlib import Path
 
-from backends.causal_lm.engine import Engine, load_engine
+from backends.causal_lm.engine import Engine
+from backends.causal_lm.loading import load_engine
 from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.request import GenerationRequest, Output
 from backends.causal_lm.settings import EngineSettings

@@ -11,13 +11,14 @@ from tests.bench.workload import Workload
 
 
 class TransformersPeer:
-    """A causal language model read from a GGUF file."""
+    """A causal language model read from a GGUF file or a Hugging Face directory."""
 
-    def __init__(self, gguf: Path) -> None:
+    def __init__(self, source: Path) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
-        transformers.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        file = {"gguf_file": source.name} if source.is_file() else {}
         self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            source.parent if file else source, dtype=torch.float32, **file
         )
         self._model.generation_config.eos_token_id = None
         self._vocab_size: int = self._model.config.vocab_size

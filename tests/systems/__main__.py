@@ -53,8 +53,10 @@ def main() -> None:
 def _chosen() -> list[System]:
     known = [system.preset for system in SYSTEMS]
     parser = argparse.ArgumentParser(prog="make systems ARGS=…", description=__doc__)
-    parser.add_argument("presets", nargs="*", default=known, choices=known, help="default: all of them")
-    presets = parser.parse_args().presets
+    parser.add_argument("presets", nargs="*", metavar="PRESET", help=f"some of {', '.join(known)}")
+    presets = parser.parse_args().presets or known
+    if unknown := sorted(set(presets) - set(known)):
+        parser.error(f"unknown: {', '.join(unknown)}; known are {', '.join(known)}")
     return [system for system in SYSTEMS if system.preset in presets]
 
 

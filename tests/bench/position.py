@@ -1,0 +1,129 @@
+"""`make bench-position`: what a token costs early and late in a text, for retention and for attention.
+
+Both models have the same sizes and random weights (reference.py). Each really reads a text of that length
+before tokens are timed; the two take turns at every position.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from backends.causal_lm.manifest import read_manifest
+from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.settings import EngineSettings
+from export.pipeline import ExportOptions, export_model
+from tests.bench.measure import machine
+from tests.bench.reference import ATTENTION, RETENTION, checkpoint
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "position.json"
+MODELS = {"retention": RETENTION, "attention": ATTENTION}
+POSITIONS = (100, 1_000, 2_000, 4_000, 8_000, 16_000)
+SETTINGS = EngineSettings(slots=1)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per decoded token at `position`: median and quartiles."""
+
+    model: str
+    position: int
+    median: float
+    quartiles: tuple[float, float]
+
+
+class Text:
+    """One text that grows in a model's only row."""
+
+    def __init__(self, name: str) -> None:
+        version = _exported(name)
+        manifest = read_manifest(version / "manifest.json")
+        self.model = name
+        self._vocab_size = manifest.vocab_size
+        self._length = 0
+        self._runner = OnnxRuntimeRunner(version, manifest, SETTINGS)
+
+    def read_to(self, position: int) -> None:
+        """Append random tokens until the text has `position` of them."""
+        generator = np.random.default_rng(0)
+        while self._length < position:
+            count = min(SETTINGS.prefill_tokens, position - self._length)
+            self._runner.prefill(0, generator.integers(self._vocab_size, size=count), self._length)
+            self._length += count
+
+    def time_tokens(self, count: int) -> list[float]:
+        """Milliseconds of each of the next `count` tokens."""
+        times = []
+        for _ in range(count):
+            start = time.perf_counter()
+            self._runner.decode(np.array([1]), np.array([self._length]))
+            times.append((time.perf_counter() - start) * 1e3)
+            self._length += 1
+        return times
+
+
+def main() -> None:
+    """Measure, print, write."""
+    tokens = _tokens()
+    texts = [Text(name) for name in MODELS]
+    timings = [timing for position in POSITIONS for timing in _measure(texts, position, tokens)]
+    _print(timings)
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine(), "timings": [asdict(timing) for timing in timings]}
+    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _tokens() -> int:
+    parser = argparse.ArgumentParser(prog="make bench-position ARGS=…", description=__doc__)
+    parser.add_argument("--tokens", type=int, default=90, help="timed at each position, in three turns")
+    return int(parser.parse_args().tokens)
+
+
+def _measure(texts: list[Text], position: int, tokens: int) -> list[Timing]:
+    Console(stderr=True).print(f"position {position:,} …")
+    for text in texts:
+        text.read_to(position)
+    times: dict[str, list[float]] = {text.model: [] for text in texts}
+    for _ in range(3):
+        for text in texts:
+            times[text.model] += text.time_tokens(tokens // 3)
+    return [_timing(model, position, figures) for model, figures in times.items()]
+
+
+def _timing(model: str, position: int, figures: list[float]) -> Timing:
+    low, median, high = (round(figure, 3) for figure in statistics.quantiles(figures, n=4))
+    return Timing(model, position, median, (low, high))
+
+
+def _exported(name: str) -> Path:
+    source = checkpoint(HERE / "models" / f"reference-{name}", MODELS[name])
+    options = ExportOptions(
+        model=f"reference-{name}", source=source, repository=HERE / "models" / "fp32", precision="fp32"
+    )
+    return export_model(options, lambda stage, detail: None).directory
+
+
+def _print(timings: list[Timing]) -> None:
+    table = Table("position", title="ms per token, median (quartiles), and against the first position")
+    for name in MODELS:
+        table.add_column(name, justify="right")
+    first = {timing.model: timing.median for timing in timings if timing.position == POSITIONS[0]}
+    for position in POSITIONS:
+        cells = [
+            f"{t.median:.2f} ({t.quartiles[0]:.2f}-{t.quartiles[1]:.2f}) {t.median / first[t.model]:.2f} ×"
+            for t in timings
+            if t.position == position
+        ]
+        table.add_row(f"{position:,}", *cells)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
