@@ -4,7 +4,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +11,11 @@ from tokenizers import Tokenizer
 
 from backends.causal_lm.averaging import averaged
 from backends.causal_lm.cancellation import EarlyCancels
-from backends.causal_lm.manifest import LoadError, Manifest, read_manifest
+from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.metrics import Metrics
+from backends.causal_lm.pacing import message_interval
 from backends.causal_lm.request import FinishReason, GenerationRequest, RequestError, Sink
 from backends.causal_lm.runner import Runner
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.scheduler import Chunk, OverloadedError, Row, Scheduler
 from backends.causal_lm.sequence import Sequence, next_inputs
 from backends.causal_lm.settings import EngineSettings
@@ -25,21 +24,6 @@ Floats = NDArray[np.float32]
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_FAILURES = 3
-_FREE_STREAMS = 4
-_SECONDS_PER_STREAM = 0.004
-_LONGEST_INTERVAL = 0.05
-
-
-def load_engine(directory: Path, settings: EngineSettings, metrics: Metrics) -> "Engine":
-    """Start an engine over a version directory (manifest.json, graph, tokenizer.json); raises LoadError."""
-    manifest = read_manifest(directory / "manifest.json")
-    path = directory / "tokenizer.json"
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise LoadError(f"{path} can't be read ({error}); export {manifest.model!r} again") from error
-    runner = OnnxRuntimeRunner(directory, manifest, settings)
-    return Engine(runner, tokenizer, manifest=manifest, settings=settings, metrics=metrics)
 
 
 class Engine:
@@ -302,12 +286,6 @@ class Engine:
             self._gauges = gauges
             self._metrics.set("num_requests_running", gauges[0])
             self._metrics.set("num_requests_waiting", gauges[1])
-
-
-def message_interval(running: int) -> float:
-    """Least seconds between two messages of one stream: none with few streams, so that messages never eat the
-    cores that compute when there are many."""
-    return min(_LONGEST_INTERVAL, max(0, running - _FREE_STREAMS) * _SECONDS_PER_STREAM)
 
 
 def _internal(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb
 
-from backends.causal_lm.engine import load_engine
+from backends.causal_lm.loading import load_engine
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.request import GenerationRequest, RequestError
 from backends.causal_lm.response_sink import ResponseSink

@@ -8,9 +8,11 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from backends.causal_lm.engine import Engine, load_engine, message_interval
+from backends.causal_lm.engine import Engine
+from backends.causal_lm.loading import load_engine
 from backends.causal_lm.manifest import LoadError, read_manifest
 from backends.causal_lm.metrics import MemoryMetrics
+from backends.causal_lm.pacing import message_interval
 from backends.causal_lm.request import Output
 from backends.causal_lm.settings import EngineSettings
 from tests.backends.conftest import TOKENIZER, Harness, RecordingSink, ask, make_request

@@ -17,6 +17,7 @@ import pytest
 from backends.__main__ import main, status_line
 from backends.child import ChildGroup
 from backends.environment import ServerEnvironment, ServerError, inspect_environment
+from backends.lease import Lease
 from backends.server import EmbeddedServer, ModelStatus
 from backends.settings import ServerSettings, check_settings, command_line, variables_for
 from backends.shared_memory import prefix_for, remove_regions, remove_stale_regions
@@ -220,7 +221,7 @@ def test_the_command_tells_of_the_models_and_then_of_the_end(
 def fake_server(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Another program in tritonserver's place: one that misbehaves on demand."""
     monkeypatch.setattr("backends.server.inspect_environment", lambda root: ENVIRONMENT)
-    monkeypatch.setattr("backends.server.assemble", lambda environment, root: Path.cwd())
+    monkeypatch.setattr("backends.server.take", lambda environment, root: Lease(Path.cwd()))
     command = [sys.executable, "-c", code]
     monkeypatch.setattr("backends.server.command_line", lambda *positional, **named: command)
 
