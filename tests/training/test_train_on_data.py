@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from datasets import Dataset
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from training.__main__ import main
 from training.checkpoint import load_model
@@ -144,6 +145,18 @@ def test_a_recipe_file_is_trained_as_it_stands(tmp_path: Path, monkeypatch: pyte
     assert load_model(production).config.mixer == "retention"
 
 
+def test_tensorboard_shows_the_events_of_the_run_and_of_its_resumption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, run = make("chat", tmp_path), tmp_path / "run"
+    call(monkeypatch, "train", NAME, "--steps", 3, "--data", path, "--output", run)
+    call(monkeypatch, "train", NAME, "--resume", "--tensorboard", "--output", run)
+    shown = EventAccumulator(str(run / "tensorboard"))
+    shown.Reload()
+    logged = [e["loss"] for e in read_events(run / "events.jsonl") if e["event"] == "step"]
+    assert [e.value for e in shown.Scalars("train/loss")] == pytest.approx(logged, rel=1e-6)  # float32 there
+
+
 def test_a_row_longer_than_the_context_is_refused() -> None:
     base = recipe(NAME).model_dump()
     with pytest.raises(ValueError, match="sequence_length is 4096, but the model's max_length is"):
@@ -186,7 +199,7 @@ def test_five_megabytes_on_one_line_are_trained_on(tmp_path: Path, monkeypatch: 
     (tmp_path / "long.txt").write_text("all work and no play makes jack a dull boy " * 125_000)
     monkeypatch.chdir(tmp_path)
     call(monkeypatch, "train", NAME, "--steps", 1, "--data", "long.txt", "--output", "run")
-    assert len(read_lines := (tmp_path / "run/production/held_out.txt").read_text()) > 10_000, read_lines
+    assert len((tmp_path / "run/production/held_out.txt").read_text()) > 10_000
 
 
 def test_an_unfinished_run_is_not_evaluated(

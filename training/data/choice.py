@@ -76,7 +76,7 @@ def detect(path: Path) -> Format:
 
 
 def hash_content(paths: tuple[Path, ...]) -> str:
-    """SHA-256 over names, sizes and bytes of files, and of all files within directories."""
+    """SHA-256 over names, sizes and bytes of files, and of all files within directories. Raises DataError."""
     files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     digest = hashlib.sha256()
     for file in files:
@@ -87,6 +87,9 @@ def hash_content(paths: tuple[Path, ...]) -> str:
 
 
 def _add_bytes(digest: "hashlib._Hash", path: Path) -> None:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
