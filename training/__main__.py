@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from accelerate import PartialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -17,9 +18,10 @@ from training.data.choice import DataError, Format, choose_data
 from training.data.load import load_corpus
 from training.decoder import count_parameters
 from training.evaluate import evaluate, num_parts, write_evaluation
+from training.hardware import HardwareError
 from training.memory import keep_freed_memory
 from training.presets import PRESETS
-from training.recipes import RECIPES, Recipe
+from training.recipes import RECIPES, Precision, Recipe
 from training.report import print_report
 from training.run import Interrupted, Run, RunError, find_model, find_recipe, read_recipe
 from training.scalars import TensorBoard
@@ -51,25 +53,44 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write OUTPUT/tensorboard, too.")
     ] = False,
+    mixed_precision: Annotated[
+        Precision | None, typer.Option(help="Compute in half precision what bears it.")
+    ] = None,
+    accumulation: Annotated[
+        int | None, typer.Option(min=1, help="Take each batch in so many parts, to save memory.")
+    ] = None,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations twice, to save memory.")
+    ] = False,
+    sharded: Annotated[
+        bool, typer.Option("--sharded", help="Under torchrun: spread the weights over the ranks (FSDP).")
+    ] = False,
     output: Output = None,
 ) -> None:
     """Train a model from random weights, evaluate it, and leave it in OUTPUT/production."""
     directory, console = output or RUNS / Path(name).stem, Console()
-    changes: dict[str, Any] = {"steps": steps, "seed": seed}
+    changes: dict[str, Any] = {"steps": steps, "seed": seed, "mixed_precision": mixed_precision}
+    changes |= {"accumulation": accumulation, "gradient_checkpointing": gradient_checkpointing or None}
+    changes["sharded"] = sharded or None
     changes["data"] = choose_data(data, format).model_dump() if data else None
     changes = {key: value for key, value in changes.items() if value is not None}
     if resume and changes:
-        given = ", ".join(f"--{key}" for key in changes)
-        raise RunError(f"--resume keeps the run's own steps, seed and data: leave {given} out")
+        given = ", ".join(f"--{key.replace('_', '-')}" for key in changes)
+        raise RunError(f"--resume keeps the run's own steps, seed and data, and all else: leave {given} out")
     keep_freed_memory()
     run = Run.resume(directory) if resume else Run.start(directory, _changed(find_recipe(name), changes))
-    if tensorboard:
+    if tensorboard and run.is_main:
         run.events.mirror(TensorBoard(directory / "tensorboard"))
+    console.quiet = not run.is_main
     _say_where(console, run)
-    with _stop_on_signal() as should_stop, _progress(console, run) as on_step:
-        report = run.complete(should_stop=should_stop, on_step=on_step)
-    print_report(console, report)
-    console.print(f"Model: {run.production}", soft_wrap=True)
+    try:
+        with _stop_on_signal() as should_stop, _progress(console, run) as on_step:
+            report = run.complete(should_stop=should_stop, on_step=on_step)
+    finally:
+        run.trainer.accelerator.end_training()
+    if report is not None:
+        print_report(console, report)
+        console.print(f"Model: {run.production}", soft_wrap=True)
 
 
 @app.command("evaluate")
@@ -161,9 +182,10 @@ def main() -> None:
     try:
         app(standalone_mode=False)
     except Interrupted as stop:
-        Console(stderr=True).print(f"Stopped after step {stop.step} and saved. Continue with --resume.")
+        told = Console(stderr=True, quiet=not PartialState().is_main_process)
+        told.print(f"Stopped after step {stop.step} and saved. Continue with --resume.")
         raise SystemExit(STOPPED) from None
-    except (RunError, CheckpointError, DataError, KeyError, FloatingPointError) as error:
+    except (RunError, CheckpointError, DataError, HardwareError, KeyError, FloatingPointError) as error:
         Console(stderr=True).print(str(error.args[0]), style="red", markup=False, soft_wrap=True)
         raise SystemExit(1) from None
 

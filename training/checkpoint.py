@@ -1,5 +1,6 @@
 """A model as a directory: `config.json`, `model.safetensors`, and the tokenizer's files beside them."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,11 +12,13 @@ from pathlib import Path
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from training.config import ModelConfig
 from training.decoder import Decoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -80,30 +83,53 @@ def save_model(
     `companions` are further files, name -> text: the tokenizer's (`TOKENIZER_FILES`) and any others.
     Raises FileExistsError without `replace`, ValueError for a companion that is no plain or no free name.
     """
-    companions = companions or {}
-    for name in companions:
-        if Path(name).name != name or name in (CONFIG, WEIGHTS):
-            raise ValueError(f"companion {name!r}: give a plain file name other than {CONFIG} and {WEIGHTS}")
     with atomic_directory(directory, replace=replace) as fresh:
         (fresh / CONFIG).write_text(decoder.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.contiguous() for name, tensor in decoder.own_tensors().items()}
         save_file(tensors, fresh / WEIGHTS)
-        for name, text in companions.items():
-            (fresh / name).write_text(text, encoding="utf-8")
+        write_companions(fresh, companions or {})
+
+
+def write_companions(directory: Path, companions: Mapping[str, str]) -> None:
+    """Write further files, name -> text, beside a model. Raises ValueError for no plain or no free name."""
+    for name, text in companions.items():
+        if Path(name).name != name or (directory / name).exists():
+            raise ValueError(f"companion {name!r}: give a plain file name other than {CONFIG} and {WEIGHTS}")
+        (directory / name).write_text(text, encoding="utf-8")
 
 
 def load_model(directory: Path) -> Decoder:
-    """The decoder that `save_model` wrote. Raises CheckpointError."""
+    """The decoder that `save_model` wrote, or an adapter merged with its base. Raises CheckpointError."""
+    if (directory / ADAPTER_CONFIG).is_file():
+        from training.lora import load_adapted, merged  # PEFT takes seconds to import
+
+        return merged(load_adapted(directory))
     config = load_config(directory)
     path = directory / WEIGHTS
     try:
-        return Decoder.from_tensors(config, load_file(path))
+        return Decoder.from_tensors(config, read_tensors(path))
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {directory / CONFIG}: {error}") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors in a safetensors file. Raises CheckpointError."""
+    try:
+        return load_file(path)
     except FileNotFoundError:
         raise _missing(path) from None
     except SafetensorError as error:
         raise CheckpointError(f"{path} is truncated or corrupt: {error}") from error
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit {directory / CONFIG}: {error}") from error
+
+
+def hash_weights(directory: Path) -> str:
+    """The SHA-256 of a model directory's weights. Raises CheckpointError."""
+    path = directory / WEIGHTS
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise _missing(path) from None
 
 
 def load_config(directory: Path) -> ModelConfig:

@@ -16,17 +16,24 @@ class Mirror(Protocol):
 
 
 class EventLog:
-    """Appends events to one file. A line that a killed process left half-written is cut off first."""
+    """Appends events to one file. A line that a killed process left half-written is cut off first.
 
-    def __init__(self, path: Path) -> None:
+    With `is_silent` nothing is touched: of many ranks one tells what happens.
+    """
+
+    def __init__(self, path: Path, *, is_silent: bool = False) -> None:
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        _cut_half_line(path)
+        self._is_silent = is_silent
         self._mirrors: list[Mirror] = []
+        if not is_silent:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            _cut_half_line(path)
 
     def write(self, event: str, **fields: Any) -> None:
         """Append one event; a whole line reaches the file at once. `fields` must be plain JSON values."""
+        if self._is_silent:
+            return
         entry = {"event": event, **fields}
         line = json.dumps(entry, allow_nan=False) + "\n"
         with self._path.open("a", encoding="utf-8") as file:

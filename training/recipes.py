@@ -1,5 +1,6 @@
 """What it takes to train a model again: the architecture, the data, the schedule and every seed."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -13,6 +14,25 @@ from training.presets import PRESETS
 Precision = Literal["no", "bf16", "fp16"]
 
 
+class Lora(BaseModel):
+    """A low-rank adapter: W + alpha / rank · B A on the linear layers that `targets` name by their ending."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: PositiveInt = 8
+    alpha: PositiveInt = 16
+    targets: tuple[str, ...] = ("query", "value")
+
+
+class Base(BaseModel):
+    """The model that a run begins from: a directory, and the SHA-256 of its weights."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: Path
+    sha256: str
+
+
 class Recipe(BaseModel):
     """A training run as data; the same recipe gives the same weights on the same machine and versions.
 
@@ -21,9 +41,10 @@ class Recipe(BaseModel):
     (None: atlas's whole sets, 200 of a chat). The learning rate rises linearly over `warmup_steps` and falls
     to zero along a cosine at `steps`. `*_every` count steps.
 
-    A batch is taken in `accumulation` parts, by all ranks together: neither number changes what is learned.
-    `gradient_checkpointing` computes activations twice instead of keeping them; `sharded` spreads the weights
-    over the ranks, which otherwise have a copy each.
+    With `base` the weights begin as that model's, else they are drawn from `seed`; with `lora` they stay as
+    they are, and an adapter is trained beside them. A batch is taken in `accumulation` parts, by all ranks
+    together: neither number changes what is learned. `gradient_checkpointing` computes activations twice
+    instead of keeping them; `sharded` spreads the weights over the ranks, which otherwise have a copy each.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,6 +63,8 @@ class Recipe(BaseModel):
     num_cases: PositiveInt | None = None
     seed: int = 0
     threads: PositiveInt = 2
+    base: Base | None = None
+    lora: Lora | None = None
     mixed_precision: Precision = "no"
     accumulation: PositiveInt = 1
     gradient_checkpointing: bool = False

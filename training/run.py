@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from accelerate import Accelerator
 from pydantic import ValidationError
-from tokenizers import Tokenizer
 
 from training.chat import CHAT_FORMATS
 from training.checkpoint import CONFIG, CheckpointError, atomic_directory, describe_errors, save_model
@@ -26,6 +26,7 @@ from training.data.load import load_corpus
 from training.decoder import Decoder
 from training.evaluate import EVALUATION, Report, evaluate
 from training.events import EventLog
+from training.hardware import build_accelerator
 from training.recipes import Recipe, recipe
 from training.snapshots import Snapshot, load_newest, save_snapshot, snapshot_paths
 from training.tokenizer import load_tokenizer, tokenizer_files, train_tokenizer
@@ -49,36 +50,30 @@ class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to 
 class Run:
     """One run directory with everything in memory to go on. Make one with `start` or `resume`."""
 
-    def __init__(self, directory: Path, recipe: Recipe, tokenizer: Tokenizer, corpus: Corpus) -> None:
+    def __init__(self, directory: Path, recipe: Recipe, corpus: Corpus, accelerator: Accelerator) -> None:
         self.directory = directory
         self.recipe = recipe
-        self.tokenizer = tokenizer
-        self.data = corpus.prepare(tokenizer, recipe.shape)
-        self.events = EventLog(directory / "events.jsonl")
+        self.tokenizer = load_tokenizer(directory / "tokenizer")
+        self.data = corpus.prepare(self.tokenizer, recipe.shape)
+        self.is_main = accelerator.is_main_process
+        self.events = EventLog(directory / "events.jsonl", is_silent=not self.is_main)
         self.best_validation: float | None = None
         self.passed_over: list[str] = []
         torch.manual_seed(recipe.seed)  # before the decoder draws its weights
-        self.trainer = Trainer(recipe, Decoder(recipe.model), self.data.batches, self.data.validation)
+        decoder, data = Decoder(recipe.model), self.data
+        self.trainer = Trainer(recipe, decoder, data.batches, data.validation, accelerator)
 
     @classmethod
     def start(cls, directory: Path, recipe: Recipe) -> Self:
-        """A new run. Raises RunError if `directory` exists, DataError for data that can't be trained on."""
-        if directory.exists():
-            raise RunError(
-                f"{directory} exists: continue it with --resume, remove it, or give another --output"
-            )
-        if isinstance(recipe.data, FileData):
-            recipe = recipe.model_copy(update={"data": recipe.data.stamped()})
-        corpus, chat = load_corpus(recipe.data, seed=recipe.seed), CHAT_FORMATS[recipe.chat]
-        tokenizer = train_tokenizer(corpus.texts(chat), vocab_size=recipe.model.vocab_size, chat=chat)
-        model = recipe.model.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
-        recipe = recipe.model_copy(update={"model": model})
-        with atomic_directory(directory) as fresh:
-            (fresh / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-            (fresh / "tokenizer").mkdir()
-            for name, text in tokenizer_files(tokenizer).items():
-                (fresh / "tokenizer" / name).write_text(text, encoding="utf-8")
-        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), corpus)
+        """A new run. Raises RunError if `directory` exists, DataError for data that can't be trained on.
+
+        Of many ranks the first writes the directory, and the others read it.
+        """
+        accelerator = build_accelerator(recipe.mixed_precision)
+        corpus = _begin(directory, recipe) if accelerator.is_main_process else None
+        accelerator.wait_for_everyone()
+        recipe = read_recipe(directory)
+        run = cls(directory, recipe, corpus or load_corpus(recipe.data, seed=recipe.seed), accelerator)
         run.events.write("start", steps=recipe.steps, parameters=run.trainer.decoder.num_parameters())
         return run
 
@@ -90,12 +85,14 @@ class Run:
         DataError if the data have changed.
         """
         recipe = read_recipe(directory)
-        corpus = load_corpus(recipe.data, seed=recipe.seed)
-        run = cls(directory, recipe, load_tokenizer(directory / "tokenizer"), corpus)
-        for leftover in (*directory.glob(".*"), *run.checkpoints.glob(".*")):  # half-written when killed
-            shutil.rmtree(leftover)
+        accelerator = build_accelerator(recipe.mixed_precision)
+        run = cls(directory, recipe, load_corpus(recipe.data, seed=recipe.seed), accelerator)
         if snapshot_paths(run.checkpoints):
             run._restore()
+        accelerator.wait_for_everyone()  # what one rank reads another must not clear away
+        if run.is_main:
+            for leftover in (*directory.glob(".*"), *run.checkpoints.glob(".*")):  # half-written when killed
+                shutil.rmtree(leftover)
         run.events.write("resume", step=run.trainer.step, passed_over=run.passed_over)
         return run
 
@@ -115,8 +112,13 @@ class Run:
         """Where the finished model goes."""
         return self.directory / "production"
 
-    def complete(self, *, should_stop: Callable[[], bool], on_step: Callable[[StepReport], None]) -> Report:
-        """Do the steps that are left, evaluate, write `production`. Raises Interrupted, after saving."""
+    def complete(
+        self, *, should_stop: Callable[[], bool], on_step: Callable[[StepReport], None]
+    ) -> Report | None:
+        """Do the steps that are left, evaluate, write `production`. Raises Interrupted, after saving.
+
+        All ranks stop when one is asked to. Only the first evaluates; the others return None.
+        """
         with reproducible(threads=self.recipe.threads):
             self._train(should_stop, on_step)
             return self._finish()
@@ -132,7 +134,7 @@ class Run:
                 self._log(report, tokens_per_second=num_tokens / (time.monotonic() - began))
             if step % recipe.validate_every == 0 or is_last:
                 self._validate()
-            stop = should_stop()
+            stop = self.trainer.any_rank(should_stop())
             if step % recipe.save_every == 0 or is_last or stop:
                 self._save()
             on_step(report)
@@ -159,18 +161,24 @@ class Run:
         self.events.write("validation", step=self.trainer.step, loss=loss, is_best=is_best)
         if is_best:
             self.best_validation = loss
-            path = self.directory / "milestone"
-            save_model(path, self.trainer.decoder, companions=self._companions(), replace=True)
+            decoder = self.trainer.whole_decoder()
+            if self.is_main:
+                path = self.directory / "milestone"
+                save_model(path, decoder, companions=self._companions(), replace=True)
 
     def _save(self) -> None:
         snapshot = Snapshot(self.trainer.step, self.best_validation, self.trainer.tensors())
-        path = save_snapshot(self.checkpoints, snapshot)
-        self.events.write("checkpoint", step=self.trainer.step, path=path.name)
+        if self.is_main:
+            path = save_snapshot(self.checkpoints, snapshot)
+            self.events.write("checkpoint", step=self.trainer.step, path=path.name)
 
-    def _finish(self) -> Report:
-        report = evaluate(self.trainer.decoder, self.tokenizer, self.data)
+    def _finish(self) -> Report | None:
+        decoder = self.trainer.whole_decoder()
+        if not self.is_main:
+            return None
+        report = evaluate(decoder, self.tokenizer, self.data)
         files = {**self._companions(), EVALUATION: report.as_text()}
-        save_model(self.production, self.trainer.decoder, companions=files, replace=True)
+        save_model(self.production, decoder, companions=files, replace=True)
         shares = {name: score.share for name, score in report.scores.items()}
         losses = {"loss": report.quality.loss, **asdict(report.baselines)}
         self.events.write("end", step=self.trainer.step, path=self.production.name, **losses, **shares)
@@ -180,6 +188,24 @@ class Run:
         """What makes a model directory one that can be exported and evaluated again."""
         own = {RECIPE: recipe_text(self.recipe), HELD_OUT: self.data.held_out}
         return {**tokenizer_files(self.tokenizer), **own}
+
+
+def _begin(directory: Path, recipe: Recipe) -> Corpus:
+    """Write a new run's recipe and tokenizer; returns the data that the tokenizer learned from."""
+    if directory.exists():
+        raise RunError(f"{directory} exists: continue it with --resume, remove it, or give another --output")
+    if isinstance(recipe.data, FileData):
+        recipe = recipe.model_copy(update={"data": recipe.data.stamped()})
+    corpus, chat = load_corpus(recipe.data, seed=recipe.seed), CHAT_FORMATS[recipe.chat]
+    tokenizer = train_tokenizer(corpus.texts(chat), vocab_size=recipe.model.vocab_size, chat=chat)
+    model = recipe.model.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
+    recipe = recipe.model_copy(update={"model": model})
+    with atomic_directory(directory) as fresh:
+        (fresh / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
+        (fresh / "tokenizer").mkdir()
+        for name, text in tokenizer_files(tokenizer).items():
+            (fresh / "tokenizer" / name).write_text(text, encoding="utf-8")
+    return corpus
 
 
 def recipe_text(recipe: Recipe) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from training.blocks.block import Block
 from training.data.batches import Batch, Batches
@@ -103,7 +104,8 @@ class Trainer:
         norm = self._clip(cross_entropy)
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self.decoder.balance_experts(losses.load)
+        if self.recipe.lora is None:  # else the biases are the base's, as all that the adapter stands beside
+            self.decoder.balance_experts(losses.load)
         self.step += 1
         return StepReport(
             step=self.step,
@@ -150,6 +152,12 @@ class Trainer:
             f"the gradient of step {self.step} is {length}: train with a lower learning_rate"
         )
 
+    def any_rank(self, is_so: bool) -> bool:
+        """Whether it is so on any of the ranks, each of which must ask."""
+        if self._num_ranks == 1:
+            return is_so
+        return bool(self._sum_over_ranks(torch.tensor(int(is_so), device=self.accelerator.device)))
+
     def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
         if self._num_ranks == 1:
             return tensor
@@ -180,8 +188,13 @@ class Trainer:
             for moment in MOMENTS
             if parameter in self._optimizer.state
         }
-        weights = {f"weight/{name}": whole(tensor) for name, tensor in self.decoder.own_tensors().items()}
+        weights = {f"weight/{name}": whole(tensor) for name, tensor in self._changing().items()}
         return {**weights, **moments, **self._scale(), "random": torch.get_rng_state()}
+
+    def _changing(self) -> dict[str, Tensor]:
+        """Of the decoder's tensors those that are not frozen."""
+        frozen = {name for name, parameter in self.decoder.named_parameters() if not parameter.requires_grad}
+        return {name: t for name, t in self.decoder.own_tensors().items() if name not in frozen}
 
     def _scale(self) -> dict[str, Tensor]:
         if self.accelerator.scaler is None:
@@ -192,10 +205,10 @@ class Trainer:
     @torch.no_grad()
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
         """Continue from `tensors()` after `step` steps. KeyError names a tensor that is missing."""
-        for name, tensor in self.decoder.own_tensors().items():
+        for name, tensor in self._changing().items():
             tensor.copy_(placed_like(tensors[f"weight/{name}"], tensor))
         for name, parameter in self.decoder.named_parameters():
-            if step:
+            if step and parameter.requires_grad:
                 moments = {moment: tensors[f"{moment}/{name}"] for moment in MOMENTS}
                 self._optimizer.state[parameter] = {
                     moment: placed_like(value, parameter) for moment, value in moments.items()
@@ -209,7 +222,7 @@ class Trainer:
 
     def whole_decoder(self) -> Decoder:
         """The decoder with all its weights, to be evaluated and saved. Every rank must ask."""
-        if not self.recipe.sharded or self._num_ranks == 1:
+        if not isinstance(self._model, FSDPModule):
             return self.decoder
         tensors = {name: whole(tensor) for name, tensor in self.decoder.own_tensors().items()}
         return Decoder.from_tensors(self.decoder.config, tensors).to(self.accelerator.device)

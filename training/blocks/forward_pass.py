@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     from training.lowering import Lowering
 
 
-@dataclass(frozen=True)
 class ForwardPass:
     """Where the tokens stand and how the blocks compute.
 
@@ -22,9 +20,19 @@ class ForwardPass:
     takes what the mixers say besides, (B, T) by name, when the caller gave a dict: the last layer's stands.
     """
 
-    positions: Tensor
-    lengths: Tensor | None
-    rotary: Rotary | None
-    lowering: Lowering
-    routing: list[Tensor] | None = None
-    extras: dict[str, Tensor] | None = None
+    # No dataclass: FSDP makes those anew for each block, and the caller's list and dict would stay empty.
+    def __init__(
+        self,
+        positions: Tensor,
+        lengths: Tensor | None,
+        rotary: Rotary | None,
+        lowering: Lowering,
+        routing: list[Tensor] | None = None,
+        extras: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.positions = positions
+        self.lengths = lengths
+        self.rotary = rotary
+        self.lowering = lowering
+        self.routing = routing
+        self.extras = extras

@@ -53,7 +53,10 @@ class Batch:
         return int(self.valid.sum())
 
     def part(self, index: int, count: int) -> "Batch":
-        """Rows index, index + count, …: one of `count` parts, without rows if there are too few."""
+        """Rows index, index + count, …: one of `count` parts; without any, a row in which nothing counts."""
+        if index >= len(self.input_ids):
+            targets, valid = torch.full_like(self.targets[:1], IGNORED), torch.zeros_like(self.valid[:1])
+            return Batch(self.input_ids[:1], targets, valid)
         rows = slice(index, None, count)
         return Batch(self.input_ids[rows], self.targets[rows], self.valid[rows])
 
