@@ -180,6 +180,12 @@ def export(context: typer.Context) -> None:
     _become("export", *context.args)
 
 
+@app.command("import", context_settings=PASS_ON)
+def import_checkpoint(context: typer.Context) -> None:
+    """Prove and install a checkpoint from a directory, a file or hf://ORG/NAME; --help says how."""
+    _become("export.import_command", *context.args)
+
+
 @app.command(context_settings=PASS_ON)
 def inspect(context: typer.Context) -> None:
     """Say what a checkpoint is and how it would be served, without reading its weights."""

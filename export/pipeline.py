@@ -22,7 +22,10 @@ Progress = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What to export and where to; `output` takes a plan, which is not installed."""
+    """What to export and where to; `output` takes a plan, which is not installed.
+
+    `chat_template` is a file that replaces the checkpoint's own.
+    """
 
     model: str
     source: Path | None = None
@@ -32,6 +35,7 @@ class ExportOptions:
     repository: Path = Path("model_repository")
     output: Path | None = None
     force: bool = False
+    chat_template: Path | None = None
 
     @property
     def plan_directory(self) -> Path:
@@ -97,7 +101,7 @@ def plan_job(options: ExportOptions) -> Job:
             "ONNX Runtime computes in float32 on a CPU: choose int8, int4 or fp32, or --engine tensorrt-rtx"
         )
     path = find_source(options.model, options.source)
-    source, sampling = stamp_source(path), sampling_for(options.model)
+    source, sampling = stamp_source(path, options.chat_template), sampling_for(options.model)
     request = request_hash(
         model=options.model,
         source=source,

@@ -9,7 +9,7 @@ from typing import Literal
 from export.compare import compare_graph
 from export.compare_figures import compare_figures
 from export.comparison import Comparison, hash_artifact, require_passed, write_comparison
-from export.formats.imported import TOKENIZER, ImportedModel, with_max_length
+from export.formats.imported import TOKENIZER, ImportedModel, with_chat_template, with_max_length
 from export.formats.readers import read_model
 from export.graph import graph_from_decoder
 from export.graph_session import GraphSession, input_dtypes
@@ -90,7 +90,7 @@ def run_stages(job: Job, progress: Progress) -> Outcome:
 
 def read(job: Job, work: Path) -> Draft:
     """Read the model, and write its tokenizer where engine and tokenizer will look for it."""
-    model = read_model(job.path)
+    model = with_chat_template(read_model(job.path), job.options.chat_template)
     length = job.options.max_length
     if length is None and not job.is_installed:
         length = min(PLAN_LENGTH, model.decoder.config.max_length)

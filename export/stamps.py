@@ -25,6 +25,7 @@ PLUMBING = {
     "__main__.py",
     "console.py",
     "errors.py",
+    "hub.py",
     "import_command.py",
     "inspect_command.py",
     "inspection.py",

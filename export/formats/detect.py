@@ -93,10 +93,11 @@ def source_files(path: Path, kind: Format) -> list[Path]:
             return checkpoint_files(path.parent, path)
 
 
-def stamp_source(path: Path) -> SourceStamp:
-    """Name, format and hash of what a model is read from."""
+def stamp_source(path: Path, chat_template: Path | None = None) -> SourceStamp:
+    """Name, format and hash of what a model is read from, with the template that replaces its own."""
     kind = detect_format(path)
-    return SourceStamp(file=path.resolve().name, format=kind, sha256=hash_files(source_files(path, kind)))
+    files = [*source_files(path, kind), *([chat_template] if chat_template else [])]
+    return SourceStamp(file=path.resolve().name, format=kind, sha256=hash_files(files))
 
 
 def hash_files(files: list[Path]) -> str:

@@ -2,10 +2,11 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from export.errors import ExportError
+from export.formats.chat_template import check_chat_template
 from export.formats.tensors import TensorInfo
 from export.manifest import SpecialTokens
 from training.config import ModelConfig
@@ -63,6 +64,19 @@ class Checkpoint:
     def read(self) -> ImportedModel:
         """The model with its weights in float32. Raises ExportError."""
         return ImportedModel(self.load(), self.tokenizer, self.special_tokens, self.held_out)
+
+
+def with_chat_template(model: ImportedModel, path: Path | None) -> ImportedModel:
+    """The same model with the template in `path`, if one is given; ExportError if it does not render."""
+    files = model.tokenizer
+    if path is not None:
+        try:
+            files = replace(files, chat_template=path.read_text("utf-8"))
+        except UnicodeDecodeError as error:
+            raise ExportError(f"{path} is no text: {error}") from error
+    if files.chat_template is not None:
+        check_chat_template(files.chat_template, files.config)
+    return replace(model, tokenizer=files)
 
 
 def with_max_length(model: ImportedModel, max_length: int | None) -> ImportedModel:

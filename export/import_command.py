@@ -1,0 +1,71 @@
+"""`python -m export.import_command`: a checkpoint in any known format becomes a served model."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from export.console import StageReporter, print_outcome
+from export.errors import ExportError
+from export.hub import SCHEME, download
+from export.manifest import Precision
+from export.pipeline import ExportOptions, check_name, export_model
+from export.refusals import one_sentence
+from export.sources import require_source
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+MAX_NAME = 40
+PLAIN_NAMES = {"model", "checkpoint", "pytorch_model"}  # a file so called is named after its directory
+
+
+@app.command()
+def import_checkpoint(
+    source: Annotated[
+        str, typer.Argument(help="A directory, a file, or hf://ORG/NAME.", show_default=False, metavar="PATH")
+    ],
+    name: Annotated[str | None, typer.Option(help="To serve under; by default after PATH.")] = None,
+    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = "int8",
+    chat_template: Annotated[
+        Path | None, typer.Option(help="A Jinja file instead of the checkpoint's own template.")
+    ] = None,
+    max_length: Annotated[int | None, typer.Option(help="A shorter context, in tokens.")] = None,
+    repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
+    offline: Annotated[bool, typer.Option("--offline", help="Take a hub's files from the cache.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Import anew, even if nothing has changed.")] = False,
+) -> None:
+    """Recognise a checkpoint, read it, prove its graph equal to PyTorch, and install it."""
+    with one_sentence("import"):
+        given = name or name_from(source)
+        check_name(given)
+        path = (
+            download(source, offline=offline) if source.startswith(SCHEME) else require_source(Path(source))
+        )
+        options = ExportOptions(
+            model=given,
+            source=path,
+            precision=precision,
+            max_length=max_length,
+            repository=repository,
+            force=force,
+            chat_template=chat_template,
+        )
+        with StageReporter() as reporter:
+            outcome = export_model(options, reporter.enter)
+        print_outcome(options, outcome)
+
+
+def name_from(source: str) -> str:
+    """A name that can be served, after the last part of `source`; ExportError if nothing of it is left."""
+    path = Path(source.partition("@")[0] if source.startswith(SCHEME) else source)
+    if source.endswith(".gguf") or path.is_file():
+        path = path.parent if path.stem in PLAIN_NAMES else path.with_suffix("")
+    name = re.sub(r"[^a-z0-9._-]+", "-", path.resolve().name.lower()).strip("-._")[:MAX_NAME]
+    if not name:
+        raise ExportError(f"no name can be made of {source}: give one with --name")
+    return name
+
+
+if __name__ == "__main__":
+    app(prog_name="trident import")
