@@ -1,13 +1,15 @@
 """Scores: exact answers only, counted by kind."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer
 
 from training import exact_match
-from training.chat import END, Conversation, Message, ask
+from training.baselines import Baselines
+from training.chat import END, Conversation, Message, ask, render
 from training.config import ModelConfig
 from training.data.atlas import Atlas
 from training.data.atlas_corpus import AtlasCorpus
@@ -15,8 +17,9 @@ from training.data.batches import PaddedBatches, encode
 from training.data.case import Case
 from training.data.corpus import Shape
 from training.decoder import Decoder
-from training.evaluate import NUM_EXAMPLES, evaluate, num_parts
+from training.evaluate import EVALUATION, NUM_EXAMPLES, Report, evaluate, num_parts, write_evaluation
 from training.exact_match import answer_all, score
+from training.predictions import Quality
 from training.presets import PRESETS
 from training.recipes import recipe
 from training.tokenizer import token_id, train_tokenizer
@@ -123,3 +126,27 @@ def test_the_report_has_three_scores_and_right_examples_of_several_kinds(
 def test_the_end_token_is_part_of_no_answer(trained: Decoder) -> None:
     assert token_id(TOKENIZER, END) in encode([TALK[0]], TOKENIZER)[0][0]
     assert not any(END in answer for answer in answer_all(trained, TOKENIZER, CASES, advance=nothing))
+
+
+def test_an_answer_is_cut_where_the_context_ends() -> None:
+    """With learned positions one token more would be an error."""
+    prompt = len(TOKENIZER.encode(render(CASES[0].messages, add_generation_prompt=True)).ids)
+    changes = {"vocab_size": TOKENIZER.get_vocab_size(), "max_length": prompt + 2}
+    decoder = Decoder(PRESETS["gpt2-tiny"].model_copy(update=changes))
+    with torch.no_grad():
+        decoder.embedding.weight[token_id(TOKENIZER, END)] = 0
+        decoder.embedding.weight[token_id(TOKENIZER, "a")] = 1  # said on and on, never the end
+        decoder.norm.bias += 1
+    long = Case(CASES[0].messages, "yes no maybe " * 20, "letters")
+    assert answer_all(decoder, TOKENIZER, [long], advance=nothing) == ["aa"]
+
+
+def test_an_evaluation_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    quality = Quality(1, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+    report = Report("data", quality, Baselines(1.0, 1.0), {}, [], [], {})
+    (tmp_path / EVALUATION).mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_evaluation(report, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [EVALUATION]
+    (tmp_path / EVALUATION).rmdir()
+    assert write_evaluation(report, tmp_path).read_text() == report.as_text()
