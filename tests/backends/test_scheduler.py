@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.causal_lm.scheduler import OverloadedError, Row, Scheduler
+from backends.causal_lm.scheduler import Move, OverloadedError, Row, Scheduler
 from backends.causal_lm.settings import EngineSettings
 
 
@@ -133,6 +133,17 @@ def test_slots_and_queue_count_rows() -> None:
     with pytest.raises(OverloadedError):
         policy.enqueue(Job(2, 2))
     policy.enqueue(Job(2))
+
+
+def test_scattered_rows_are_freed_and_no_other() -> None:
+    policy, first, second, pair = scheduler(slots=4, queue_size=9), Job(2), Job(2), Job(2, 2)
+    for job in (first, second, pair):
+        policy.enqueue(job)
+        read_whole(policy)
+    assert policy.remove(first) == [Move(3, 0, 2)]
+    assert policy.rows == [(pair, 1), (second, 0), (pair, 0)]
+    assert policy.remove(pair) == [Move(1, 0, 2)]
+    assert policy.rows == [(second, 0)]
 
 
 class Rows:
