@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from training.checkpoint import CheckpointError, load_model
+from training.beginning import RECIPE, RunError, read_tokenizer_files, stamp
+from training.checkpoint import CheckpointError, load_model, save_model
 from training.data.choice import DataError, Format, choose_data
 from training.data.load import load_corpus
 from training.decoder import count_parameters
@@ -23,7 +24,15 @@ from training.memory import keep_freed_memory
 from training.presets import PRESETS
 from training.recipes import RECIPES, Precision, Recipe
 from training.report import print_report
-from training.run import Interrupted, Run, RunError, find_model, find_recipe, read_recipe
+from training.run import (
+    HELD_OUT,
+    Interrupted,
+    Run,
+    find_base,
+    find_model,
+    find_recipe,
+    read_recipe,
+)
 from training.scalars import TensorBoard
 from training.tokenizer import load_tokenizer
 from training.trainer import StepReport, reproducible
@@ -62,6 +71,18 @@ def train(
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute activations twice, to save memory.")
     ] = False,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Begin from a model directory, or a finished run's model.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="Train a LoRA adapter of this rank, and nothing else.")
+    ] = None,
+    lora_alpha: Annotated[
+        int | None, typer.Option(min=1, help="Weigh the adapter by alpha / rank; default: twice the rank.")
+    ] = None,
+    lora_targets: Annotated[
+        str | None, typer.Option(help="The linear layers to adapt, by commas; default: query,value.")
+    ] = None,
     sharded: Annotated[
         bool, typer.Option("--sharded", help="Under torchrun: spread the weights over the ranks (FSDP).")
     ] = False,
@@ -72,10 +93,13 @@ def train(
     changes: dict[str, Any] = {"steps": steps, "seed": seed, "mixed_precision": mixed_precision}
     changes |= {"accumulation": accumulation, "gradient_checkpointing": gradient_checkpointing or None}
     changes["sharded"] = sharded or None
+    changes["lora"] = _lora(lora_rank, lora_alpha, lora_targets)
+    changes["base"] = None if from_ is None else stamp(find_base(from_, RUNS)).model_dump()
     changes["data"] = choose_data(data, format).model_dump() if data else None
     changes = {key: value for key, value in changes.items() if value is not None}
     if resume and changes:
-        given = ", ".join(f"--{key.replace('_', '-')}" for key in changes)
+        options = {"base": "from", "lora": "lora-rank"}
+        given = ", ".join(f"--{options.get(key, key).replace('_', '-')}" for key in changes)
         raise RunError(f"--resume keeps the run's own steps, seed and data, and all else: leave {given} out")
     keep_freed_memory()
     run = Run.resume(directory) if resume else Run.start(directory, _changed(find_recipe(name), changes))
@@ -108,6 +132,21 @@ def evaluate_command(
 
 
 @app.command()
+def merge(
+    model: Annotated[str, typer.Argument(help="A run's name, its directory, or an adapter's directory.")],
+    output: Annotated[Path, typer.Argument(help="The model directory to write.")],
+) -> None:
+    """Write the model that an adapter and its base make as one directory, which stands by itself."""
+    directory = find_model(model, RUNS)
+    if output.exists():
+        raise RunError(f"{output} exists: give another directory")
+    names = [name for name in (RECIPE, HELD_OUT) if (directory / name).is_file()]
+    beside = {name: (directory / name).read_text(encoding="utf-8") for name in names}
+    save_model(output, load_model(directory), companions={**read_tokenizer_files(directory), **beside})
+    Console().print(f"Model: {output}", soft_wrap=True)
+
+
+@app.command()
 def presets() -> None:
     """List the named architectures with their true sizes."""
     table = Table("name", "mixer", "ffn", box=None, pad_edge=False)  # as it stands it fits 80 columns
@@ -118,6 +157,15 @@ def presets() -> None:
         sizes = (config.num_layers, config.d_model, count_parameters(config))
         table.add_row(name, mixers, ffns, *(f"{size:,}" for size in sizes))
     Console().print(table)
+
+
+def _lora(rank: int | None, alpha: int | None, targets: str | None) -> dict[str, Any] | None:
+    if rank is None:
+        if alpha is not None or targets is not None:
+            raise RunError("--lora-alpha and --lora-targets belong to an adapter: give --lora-rank, too")
+        return None
+    names = {} if targets is None else {"targets": tuple(name.strip() for name in targets.split(","))}
+    return {"rank": rank, "alpha": 2 * rank if alpha is None else alpha, **names}
 
 
 def _changed(base: Recipe, changes: dict[str, Any]) -> Recipe:

@@ -1,6 +1,7 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): PEFT's, beside a decoder's linear layers and in its files."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from training.checkpoint import (
     read_tensors,
     write_companions,
 )
+from training.config import ModelConfig
 from training.decoder import Decoder
 from training.recipes import Base, Lora
 
@@ -87,7 +89,7 @@ def _endings(names: list[str]) -> str:
 
 
 def save_adapter(
-    directory: Path, decoder: Decoder, base: Base, *, companions: dict[str, str], replace: bool = False
+    directory: Path, decoder: Decoder, base: Base, *, companions: Mapping[str, str], replace: bool = False
 ) -> None:
     """Write the adapter as PEFT does, with its base and the hash of that in it: all at once, or nothing."""
     configs: Any = decoder.peft_config
@@ -173,14 +175,30 @@ def _fill(decoder: Decoder, tensors: dict[str, Tensor], path: Path) -> None:
         parameter.copy_(tensors[name])
 
 
+@torch.no_grad()
+def rebuilt(config: ModelConfig, lora: Lora, tensors: Mapping[str, Tensor]) -> Decoder:
+    """The decoder with an adapter that has these tensors, named as in its own `own_tensors()`."""
+    decoder = Decoder.from_tensors(config, _without_adapter(tensors))
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten
+        add_adapter(decoder, lora)
+    for name, parameter in decoder.named_parameters():
+        if ".lora_" in name:
+            parameter.copy_(tensors[name])
+    return decoder
+
+
+def _without_adapter(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The base's tensors by the names that they have without an adapter."""
+    return {n.replace(".base_layer.", "."): t.detach() for n, t in tensors.items() if ".lora_" not in n}
+
+
 def merged(decoder: Decoder) -> Decoder:
     """A plain decoder that computes what `decoder` does with its adapter; `decoder` stays as it is."""
-    tensors = {n: t for n, t in decoder.own_tensors().items() if ".lora_" not in n}
+    tensors = _without_adapter(decoder.own_tensors())
     for name, module in decoder.named_modules():
         if isinstance(module, LoraLayer):
-            tensors[f"{name}.base_layer.weight"] = tensors[f"{name}.base_layer.weight"] + delta(module)
-    plain = {name.replace(".base_layer.", "."): tensor.detach() for name, tensor in tensors.items()}
-    return Decoder.from_tensors(decoder.config, plain)
+            tensors[f"{name}.weight"] = tensors[f"{name}.weight"] + delta(module)
+    return Decoder.from_tensors(decoder.config, tensors)
 
 
 @torch.no_grad()

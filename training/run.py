@@ -3,6 +3,7 @@
 training/runs/NAME/
   recipe.json      what is trained and how      tokenizer/     its tokenizer's files
   events.jsonl     what happened                checkpoints/   the last three, to resume from
+  base/            with --lora-rank and no --from, the random weights that the adapter is put beside
   milestone/       the model of the best validation loss
   production/      the finished model, with evaluation.json: what export reads
 """
@@ -18,25 +19,28 @@ import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
 
-from training.chat import CHAT_FORMATS
-from training.checkpoint import CONFIG, CheckpointError, atomic_directory, describe_errors, save_model
-from training.data.choice import FileData
+from training.beginning import (
+    RECIPE,
+    TOKENIZER,
+    RunError,
+    begin,
+    first_decoder,
+    read_tokenizer_files,
+    recipe_text,
+    save_trained,
+)
+from training.checkpoint import ADAPTER_CONFIG, CONFIG, CheckpointError, describe_errors
 from training.data.corpus import Corpus
 from training.data.load import load_corpus
-from training.decoder import Decoder
 from training.evaluate import EVALUATION, Report, evaluate
 from training.events import EventLog
 from training.hardware import build_accelerator
 from training.recipes import Recipe, recipe
 from training.snapshots import Snapshot, load_newest, save_snapshot, snapshot_paths
-from training.tokenizer import load_tokenizer, tokenizer_files, train_tokenizer
+from training.tokenizer import load_tokenizer
 from training.trainer import StepReport, Trainer, reproducible
 
-RECIPE, HELD_OUT = "recipe.json", "held_out.txt"
-
-
-class RunError(ValueError):
-    """A run that cannot be started or resumed as asked; the message says what to do."""
+HELD_OUT, PRODUCTION = "held_out.txt", "production"
 
 
 class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and did)
@@ -53,14 +57,14 @@ class Run:
     def __init__(self, directory: Path, recipe: Recipe, corpus: Corpus, accelerator: Accelerator) -> None:
         self.directory = directory
         self.recipe = recipe
-        self.tokenizer = load_tokenizer(directory / "tokenizer")
+        self.tokenizer = load_tokenizer(directory / TOKENIZER)
         self.data = corpus.prepare(self.tokenizer, recipe.shape)
         self.is_main = accelerator.is_main_process
         self.events = EventLog(directory / "events.jsonl", is_silent=not self.is_main)
         self.best_validation: float | None = None
         self.passed_over: list[str] = []
         torch.manual_seed(recipe.seed)  # before the decoder draws its weights
-        decoder, data = Decoder(recipe.model), self.data
+        decoder, data = first_decoder(recipe, directory), self.data
         self.trainer = Trainer(recipe, decoder, data.batches, data.validation, accelerator)
 
     @classmethod
@@ -70,7 +74,7 @@ class Run:
         Of many ranks the first writes the directory, and the others read it.
         """
         accelerator = build_accelerator(recipe.mixed_precision)
-        corpus = _begin(directory, recipe) if accelerator.is_main_process else None
+        corpus = begin(directory, recipe) if accelerator.is_main_process else None
         accelerator.wait_for_everyone()
         recipe = read_recipe(directory)
         run = cls(directory, recipe, corpus or load_corpus(recipe.data, seed=recipe.seed), accelerator)
@@ -110,7 +114,7 @@ class Run:
     @property
     def production(self) -> Path:
         """Where the finished model goes."""
-        return self.directory / "production"
+        return self.directory / PRODUCTION
 
     def complete(
         self, *, should_stop: Callable[[], bool], on_step: Callable[[StepReport], None]
@@ -164,7 +168,7 @@ class Run:
             decoder = self.trainer.whole_decoder()
             if self.is_main:
                 path = self.directory / "milestone"
-                save_model(path, decoder, companions=self._companions(), replace=True)
+                save_trained(path, decoder, self.recipe, companions=self._companions())
 
     def _save(self) -> None:
         snapshot = Snapshot(self.trainer.step, self.best_validation, self.trainer.tensors())
@@ -178,7 +182,7 @@ class Run:
             return None
         report = evaluate(decoder, self.tokenizer, self.data)
         files = {**self._companions(), EVALUATION: report.as_text()}
-        save_model(self.production, decoder, companions=files, replace=True)
+        save_trained(self.production, decoder, self.recipe, companions=files)
         shares = {name: score.share for name, score in report.scores.items()}
         losses = {"loss": report.quality.loss, **asdict(report.baselines)}
         self.events.write("end", step=self.trainer.step, path=self.production.name, **losses, **shares)
@@ -187,36 +191,27 @@ class Run:
     def _companions(self) -> dict[str, str]:
         """What makes a model directory one that can be exported and evaluated again."""
         own = {RECIPE: recipe_text(self.recipe), HELD_OUT: self.data.held_out}
-        return {**tokenizer_files(self.tokenizer), **own}
-
-
-def _begin(directory: Path, recipe: Recipe) -> Corpus:
-    """Write a new run's recipe and tokenizer; returns the data that the tokenizer learned from."""
-    if directory.exists():
-        raise RunError(f"{directory} exists: continue it with --resume, remove it, or give another --output")
-    if isinstance(recipe.data, FileData):
-        recipe = recipe.model_copy(update={"data": recipe.data.stamped()})
-    corpus, chat = load_corpus(recipe.data, seed=recipe.seed), CHAT_FORMATS[recipe.chat]
-    tokenizer = train_tokenizer(corpus.texts(chat), vocab_size=recipe.model.vocab_size, chat=chat)
-    model = recipe.model.model_copy(update={"vocab_size": tokenizer.get_vocab_size()})
-    recipe = recipe.model_copy(update={"model": model})
-    with atomic_directory(directory) as fresh:
-        (fresh / RECIPE).write_text(recipe_text(recipe), encoding="utf-8")
-        (fresh / "tokenizer").mkdir()
-        for name, text in tokenizer_files(tokenizer).items():
-            (fresh / "tokenizer" / name).write_text(text, encoding="utf-8")
-    return corpus
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The content of `recipe.json`."""
-    return recipe.model_dump_json(indent=2) + "\n"
+        return {**read_tokenizer_files(self.directory / TOKENIZER), **own}
 
 
 def find_recipe(name: str) -> Recipe:
     """The recipe called `name`, or the one in the JSON file `name`. Raises KeyError, CheckpointError."""
     path = Path(name)
     return _parse_recipe(path) if path.suffix == ".json" and path.is_file() else recipe(name)
+
+
+def find_base(name: str, runs: Path) -> Path:
+    """The model directory `name`, or the finished model of the run called `name` in `runs`.
+
+    Raises RunError if it is neither.
+    """
+    for directory in (Path(name), Path(name) / PRODUCTION, runs / name / PRODUCTION):
+        if (directory / CONFIG).is_file():
+            return directory
+    raise RunError(
+        f"--from {name}: neither a model directory nor a finished run in {runs}. `trident import` makes a "
+        "model directory of other formats, `trident merge` one of an adapter"
+    )
 
 
 def find_model(name: str, runs: Path) -> Path:
@@ -227,13 +222,13 @@ def find_model(name: str, runs: Path) -> Path:
     directory = Path(name) if Path(name).is_dir() else runs / name
     if not (directory / RECIPE).is_file():
         raise RunError(f"{directory / RECIPE} is missing: give a run's name, its directory or a model in it")
-    if (directory / CONFIG).is_file():
+    if (directory / CONFIG).is_file() or (directory / ADAPTER_CONFIG).is_file():
         return directory
-    if not (directory / "production").is_dir():
+    if not (directory / PRODUCTION).is_dir():
         raise RunError(
             f"{directory} is not finished: continue it with --resume, or evaluate {directory / 'milestone'}"
         )
-    return directory / "production"
+    return directory / PRODUCTION
 
 
 def read_recipe(directory: Path) -> Recipe:

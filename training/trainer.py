@@ -225,7 +225,11 @@ class Trainer:
         if not isinstance(self._model, FSDPModule):
             return self.decoder
         tensors = {name: whole(tensor) for name, tensor in self.decoder.own_tensors().items()}
-        return Decoder.from_tensors(self.decoder.config, tensors).to(self.accelerator.device)
+        if self.recipe.lora is None:
+            return Decoder.from_tensors(self.decoder.config, tensors).to(self.accelerator.device)
+        from training.lora import rebuilt  # PEFT takes seconds to import
+
+        return rebuilt(self.decoder.config, self.recipe.lora, tensors).to(self.accelerator.device)
 
 
 def _check_parts(recipe: Recipe, num_ranks: int) -> None:
