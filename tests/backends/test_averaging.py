@@ -14,7 +14,7 @@ from backends.causal_lm.engine import Engine
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.request import Output
 from tests.backends.conftest import TOKENIZER, Harness, RecordingSink, ask, make_request
-from tests.backends.tiny_graph import EOS, write_model
+from tests.backends.tiny_graph import EOS, MAX_LENGTH, write_model
 
 BLOCKS = [TOKENIZER.encode(text).ids for text in ("the cat sat. ", "the dog ran to the mat. ", "they ate. ")]
 QUESTION = TOKENIZER.encode("and then").ids
@@ -235,6 +235,12 @@ def test_random_cancels_among_requests_of_many_rows_leave_nothing(harness: Harne
     assert ask_all(engine, ORDERS, max_tokens=20, temperature=1.0, seed=8).wait().token_ids == expected
     engine.close()
     assert (harness.count("num_requests_running"), harness.count("num_requests_waiting")) == (0, 0)
+
+
+def test_the_longest_prompt_decides_when_the_context_is_full(harness: Harness, directory: Path) -> None:
+    prompts = [[5, 6], [5] * (MAX_LENGTH - 4), [7] * 9]
+    sink = ask_all(harness.start(directory), prompts, max_tokens=50, logit_bias=NO_END).wait()
+    assert (sink.reason, len(sink.token_ids)) == ("length", 4)
 
 
 def test_the_first_prompt_is_echoed(harness: Harness, directory: Path) -> None:

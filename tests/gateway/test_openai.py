@@ -6,7 +6,9 @@ from dataclasses import replace
 import openai
 import pytest
 
+from backends.tokenizer import evidence
 from client.wire import GenerateRequest, GenerateResponse, WireError
+from gateway.openai_requests import MAX_BLOCKS, MAX_PERMUTATIONS
 from tests.gateway.fake_transport import spoken
 
 CHAT = {"model": "toy", "messages": [{"role": "user", "content": "Hi"}]}
@@ -197,6 +199,10 @@ async def test_a_streams_last_chunk_of_a_choice_carries_the_extension(openai_cli
 async def test_a_model_that_tells_nothing_has_no_extension(http, stream):
     response = await http.post("/v1/chat/completions", json={**CHAT, "stream": stream})
     assert "trident" not in response.text
+
+
+def test_the_bounds_on_evidence_are_the_tokenizers():
+    assert (MAX_BLOCKS, MAX_PERMUTATIONS) == (evidence.MAX_BLOCKS, evidence.MAX_ORDERS)
 
 
 @pytest.mark.parametrize("field", ["evidence", "num_permutations"])
