@@ -8,15 +8,16 @@ from export.errors import ExportError
 from export.formats.weight_files import CONFIG, checkpoint_files, contents, read_json
 from export.manifest import SourceStamp
 
-Format = Literal["gguf", "trident", "huggingface", "safetensors", "pytorch"]
+Format = Literal["ggml", "gguf", "trident", "huggingface", "safetensors", "pytorch"]
 
 GGUF_MAGIC = b"GGUF"
+GGML_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg", b"nsgg")  # the last two are refused by name
 ZIP_MAGIC, PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 CHECKPOINT_TAG = "trident-checkpoint/"
 ADAPTER = "adapter_config.json"
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-SUPPORTED = "supported are a directory of Hugging Face or Trident, and a file of GGUF, safetensors or PyTorch"
+SUPPORTED = "supported are a directory of Hugging Face or Trident, and a file of GGUF, GGML, safetensors or PyTorch"
 
 SUFFIXES: dict[str, Format] = {
     ".gguf": "gguf",
@@ -73,6 +74,8 @@ def _content_format(path: Path) -> Format:
         head = file.read(9)
     if head[:4] == GGUF_MAGIC:
         return "gguf"
+    if head[:4] in GGML_MAGICS:
+        return "ggml"
     if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER_BYTES:
         return "safetensors"
     if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
@@ -83,7 +86,7 @@ def _content_format(path: Path) -> Format:
 def source_files(path: Path, kind: Format) -> list[Path]:
     """All files that the model at `path` follows from."""
     match kind:
-        case "gguf":
+        case "gguf" | "ggml":
             return [path]
         case "trident":
             return [path / name for name in CHECKPOINT_FILES if (path / name).is_file()]

@@ -3,7 +3,7 @@
 Source: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +17,67 @@ from export.errors import ExportError
 from export.formats.detect import GGUF_MAGIC
 from export.formats.gguf_tokenizer import special_tokens_from_metadata, tokenizer_files_from_metadata
 from export.formats.imported import Checkpoint
-from export.formats.tensors import TensorInfo
+from export.formats.origins import Origin, module, sources_for
+from export.formats.tensors import Source, TensorInfo, decoder_from_sources, refuse_unknown
 from training.config import ModelConfig
 from training.decoder import Decoder
 
 VERSIONS = (2, 3)
 
-GLOBAL_TENSORS = {
-    "token_embd.weight": "embedding.weight",
-    "output_norm.weight": "norm.weight",
-    "output.weight": "head.weight",
+READABLE = (
+    *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
+    *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
+)
+
+
+def unpermuted(name: str, heads: Callable[[ModelConfig], int]) -> Origin:
+    """Query or key, whose rotated pairs of channels lie beside each other; ours lie half a head apart."""
+    return lambda config, kind: Source(
+        (f"{name}.{kind}",), lambda tensors: unpermute(next(tensors), heads(config))
+    )
+
+
+ORIGINS: dict[str, Origin] = {
+    "embedding": module("token_embd"),
+    "norm": module("output_norm"),
+    "head": module("output"),
+    "mixer_norm": module("attn_norm"),
+    "mixer.query": unpermuted("attn_q", lambda config: config.num_heads),
+    "mixer.key": unpermuted("attn_k", lambda config: config.num_kv_heads),
+    "mixer.value": module("attn_v"),
+    "mixer.out": module("attn_output"),
+    "ffn_norm": module("ffn_norm"),
+    "ffn.gate": module("ffn_gate"),
+    "ffn.up": module("ffn_up"),
+    "ffn.down": module("ffn_down"),
 }
-LAYER_TENSORS = {
-    "attn_norm": "mixer_norm",
-    "attn_q": "mixer.query",
-    "attn_k": "mixer.key",
-    "attn_v": "mixer.value",
-    "attn_output": "mixer.out",
-    "ffn_norm": "ffn_norm",
-    "ffn_gate": "ffn.gate",
-    "ffn_up": "ffn.up",
-    "ffn_down": "ffn.down",
-}
-BIASED = ("attn_q", "attn_k", "attn_v")
+
+
+class GgufTensors:
+    """The tensors of one file, dequantized when they are read."""
+
+    def __init__(self, reader: gguf.GGUFReader) -> None:
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        """See Tensors.infos."""
+        return {
+            name: TensorInfo(tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name)
+            for name, tensor in self._tensors.items()
+        }
+
+    def read(self, name: str) -> Tensor:
+        """See Tensors.read."""
+        tensor = self._tensors[name]
+        if tensor.tensor_type.name not in READABLE:
+            raise ExportError(
+                f"{name} is stored as {tensor.tensor_type.name}, which can't be read; what can is "
+                f"{', '.join(READABLE)}"
+            )
+        values = gguf.dequantize(tensor.data, tensor.tensor_type)
+        # The file is mapped read-only; torch wants memory of its own.
+        return torch.from_numpy(np.array(values, dtype=np.float32))
 
 
 def open_gguf(path: Path) -> Checkpoint:
@@ -49,16 +87,17 @@ def open_gguf(path: Path) -> Checkpoint:
     a quantization that cannot be read, a file that was cut off.
     """
     reader = _open(path)
+    tensors = GgufTensors(reader)
     try:
         metadata = {key: field.contents() for key, field in reader.fields.items()}
-        config = config_from_metadata(metadata, {tensor.name for tensor in reader.tensors})
+        config = config_from_metadata(metadata, tensors.infos.keys())
         return Checkpoint(
             architecture=metadata["general.architecture"],
             config=config,
-            infos={tensor.name: _info(tensor) for tensor in reader.tensors},
+            infos=tensors.infos,
             tokenizer=tokenizer_files_from_metadata(metadata),
             special_tokens=special_tokens_from_metadata(metadata),
-            load=lambda: _load(path, reader, config),
+            load=lambda: _load(path, config, tensors),
         )
     except KeyError as error:
         raise ExportError(
@@ -68,15 +107,13 @@ def open_gguf(path: Path) -> Checkpoint:
         raise ExportError(f"{path}: {error}") from error
 
 
-def _load(path: Path, reader: gguf.GGUFReader, config: ModelConfig) -> Decoder:
+def _load(path: Path, config: ModelConfig, tensors: GgufTensors) -> Decoder:
     try:
-        return Decoder.from_tensors(config, _weights(reader, config))
-    except (ExportError, RuntimeError) as error:
+        sources = sources_for(config, ORIGINS, "blk.{}.")
+        refuse_unknown({name for source in sources.values() for name in source.names}, tensors.infos)
+        return decoder_from_sources(config, sources, tensors)
+    except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
-
-
-def _info(tensor: gguf.ReaderTensor) -> TensorInfo:
-    return TensorInfo(tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name)
 
 
 def _open(path: Path) -> gguf.GGUFReader:
@@ -93,7 +130,7 @@ def _open(path: Path) -> gguf.GGUFReader:
         raise ExportError(f"{path} is cut off or damaged ({error}): fetch it again") from error
 
 
-def config_from_metadata(metadata: Mapping[str, Any], tensors: set[str]) -> ModelConfig:
+def config_from_metadata(metadata: Mapping[str, Any], tensors: Set[str]) -> ModelConfig:
     """The architecture that a llama file describes; KeyError names a key that is missing."""
     architecture = metadata["general.architecture"]
     if architecture != "llama":
@@ -127,7 +164,7 @@ class _Required(dict[str, Any]):
         raise KeyError(f"llama.{key}")
 
 
-def _refuse_variants(llama: Mapping[str, Any], tensors: set[str], head_dim: int) -> None:
+def _refuse_variants(llama: Mapping[str, Any], tensors: Set[str], head_dim: int) -> None:
     """ExportError for what a llama file may say and the decoder would compute otherwise."""
     unsupported = {
         "experts": llama.get("expert_count", 0) > 0,
@@ -142,45 +179,13 @@ def _refuse_variants(llama: Mapping[str, Any], tensors: set[str], head_dim: int)
         raise ExportError(f"this llama file uses {', '.join(found)}, which is not supported")
 
 
-def _weights(reader: gguf.GGUFReader, config: ModelConfig) -> dict[str, Tensor]:
-    names = tensor_names(config)
-    found = {tensor.name: tensor for tensor in reader.tensors}
-    for what, odd in (("lacks", names.keys() - found.keys()), ("has unknown", found.keys() - names.keys())):
-        if odd:
-            raise ExportError(f"the file {what} {len(odd)} tensors, first {min(odd)}")
-    return {ours: _tensor(found[theirs], config) for theirs, ours in names.items()}
+def unpermute(values: Tensor, num_heads: int) -> Tensor:
+    """Rows of q or k from pairs beside each other to half-split pairs: (H·D, …) -> (H·D, …).
 
-
-def tensor_names(config: ModelConfig) -> dict[str, str]:
-    """The file's tensor names -> the decoder's."""
-    names = dict(GLOBAL_TENSORS)
-    if config.tied_head:
-        del names["output.weight"]
-    for layer in range(config.num_layers):
-        for theirs, ours in LAYER_TENSORS.items():
-            names[f"blk.{layer}.{theirs}.weight"] = f"layers.{layer}.{ours}.weight"
-            if config.biases == "qkv" and theirs in BIASED:
-                names[f"blk.{layer}.{theirs}.bias"] = f"layers.{layer}.{ours}.bias"
-    return names
-
-
-def _tensor(tensor: gguf.ReaderTensor, config: ModelConfig) -> Tensor:
-    try:
-        values = gguf.dequantize(tensor.data, tensor.tensor_type)
-    except NotImplementedError as error:
-        raise ExportError(
-            f"{tensor.name} is stored as {tensor.tensor_type.name}, which can't be read"
-        ) from error
-    if ".attn_q." in tensor.name:
-        values = unpermute(values, config.num_heads)
-    elif ".attn_k." in tensor.name:
-        values = unpermute(values, config.num_kv_heads)
-    # The file is mapped read-only; torch wants memory of its own.
-    return torch.from_numpy(np.require(values, dtype=np.float32, requirements=["C", "W", "O"]))
-
-
-def unpermute(values: np.ndarray, num_heads: int) -> np.ndarray:
-    """Rows of q or k from pairs beside each other (GGUF) to half-split pairs (ours): (H·D, …) -> (H·D, …)."""
+    Rows that are no whole pairs of so many heads are left as they are, so that their shape is refused.
+    """
     rows, *rest = values.shape
+    if rows % (2 * num_heads):
+        return values
     pairs = values.reshape(num_heads, rows // num_heads // 2, 2, *rest)
     return pairs.swapaxes(1, 2).reshape(rows, *rest)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from export.errors import ExportError
 from export.formats.detect import Format, detect_format
+from export.formats.ggml import open_ggml
 from export.formats.gguf import open_gguf
 from export.formats.huggingface import open_huggingface
 from export.formats.imported import Checkpoint, ImportedModel
@@ -23,6 +24,7 @@ def open_weights_file(path: Path) -> Checkpoint:
 
 
 OPENERS: dict[Format, Callable[[Path], Checkpoint]] = {
+    "ggml": open_ggml,
     "gguf": open_gguf,
     "huggingface": open_huggingface,
     "pytorch": open_weights_file,
