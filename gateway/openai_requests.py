@@ -4,40 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from client.wire import GenerateRequest
+from gateway.openai_messages import Body, Message, Unsupported
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16
 MAX_BLOCKS = 64
 MAX_PERMUTATIONS = 64
 
-Unsupported: TypeAlias = Annotated[None, Field(description="Refused: not supported yet.")]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 LogProbs = Annotated[int, Field(ge=0, le=20)]
-
-
-class Body(BaseModel):
-    """A JSON object of which every field is known and has exactly its type."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class TextPart(Body):
-    """A piece of a message; images and audio are refused."""
-
-    type: Literal["text"]
-    text: str
-
-
-def _as_parts(content: Any) -> Any:
-    if not isinstance(content, str | list):
-        raise PydanticCustomError("content_type", "Input should be a string or an array of text parts")
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def _as_list(value: Any) -> Any:
@@ -66,29 +47,6 @@ def _biases(value: dict[int, float]) -> dict[int, float]:
         if token < 0 or not -100 <= bias <= 100:
             raise ValueError(f"token {token}: {bias} is outside token ids ≥ 0 and biases -100 to 100")
     return value
-
-
-class Message(Body):
-    """One turn of a chat; the text parts are joined by line breaks."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[
-        list[TextPart],
-        BeforeValidator(_as_parts, json_schema_input_type=str | list[TextPart]),
-        Field(min_length=1),
-    ]
-    name: Unsupported = None
-    refusal: Unsupported = None
-    audio: Unsupported = None
-    annotations: Unsupported = None
-    tool_calls: Unsupported = None
-    tool_call_id: Unsupported = None
-    function_call: Unsupported = None
-
-    def on_wire(self) -> dict[str, str]:
-        """Return the contract's message; `developer` is what newer clients call `system`."""
-        role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": "\n".join(part.text for part in self.content)}
 
 
 class StreamOptions(Body):
@@ -188,7 +146,7 @@ class Sampling(Body):
 class ChatRequest(Sampling):
     """The body of `POST /v1/chat/completions`."""
 
-    tensor_parameters = {"text_input": "messages", "input_ids": "messages"}
+    tensor_parameters: ClassVar[Mapping[str, str]] = {"text_input": "messages", "input_ids": "messages"}
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -239,7 +197,7 @@ class TextFormat(Body):
 class CompletionRequest(Sampling):
     """The body of `POST /v1/completions`."""
 
-    tensor_parameters = {"num_log_probs": "logprobs"}
+    tensor_parameters: ClassVar[Mapping[str, str]] = {"num_log_probs": "logprobs"}
 
     prompt: Annotated[
         list[Annotated[Any, AfterValidator(_one_prompt)]],
