@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from tokenizers import Tokenizer
 
-from training.chat import END, render
+from training.chat import render
 from training.data.case import Case
 from training.decoder import Decoder
 from training.generate import greedy
@@ -67,7 +67,7 @@ def answer_all(
     prompts = [render(case.messages, add_generation_prompt=True, chat=chat) for case in cases]
     ids = [encoding.ids for encoding in tokenizer.encode_batch(prompts, add_special_tokens=False)]
     longest = max(len(e.ids) for e in tokenizer.encode_batch([case.answer for case in cases]))
-    end = token_id(tokenizer, END)
+    end = token_id(tokenizer, chat.end)
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     answers = [""] * len(ids)
     for start in range(0, len(order), BATCH):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from training.chat import CHAT_FORMATS, END, ROLES, ChatFormat
+from training.chat import CHAT_FORMATS, ROLES, ChatFormat
 from training.checkpoint import TOKENIZER_FILES, CheckpointError
 
 NUM_BYTES = 256
@@ -41,8 +41,8 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
     chat = chat_format(tokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": chat.opening["user"] or END,
-        "eos_token": END,
+        "bos_token": chat.begin,
+        "eos_token": chat.end,
         "pad_token": chat.pad,
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,

@@ -88,7 +88,7 @@ def test_a_tokenizer_tells_its_format_after_a_trip_through_its_file(name: str, t
 
 
 def test_a_tokenizer_without_the_marks_is_refused() -> None:
-    with pytest.raises(KeyError, match="lacks the special tokens of every chat format: roles, turns"):
+    with pytest.raises(KeyError, match="lacks the special tokens of every chat format: roles, turns, chatml"):
         chat_format(Tokenizer.from_str(TOKENIZER.to_str().replace(END, "<|other|>")))
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from training.chat import END, SPECIAL_TOKENS
+from training.chat import ALL_MARKS, END
 from training.data.choice import DataError
 
 SHORTEST, LONGEST = 2_000, 20_000  # characters of a passage, where a file does not say what its documents are
@@ -69,7 +69,7 @@ def read_utf8(path: Path) -> str:
 
 def check_plain(text: str, *, where: str) -> None:
     """Raises DataError if `text` holds a mark that only the template may set."""
-    for token in SPECIAL_TOKENS:
+    for token in ALL_MARKS:
         if token in text:
             raise DataError(f"{where} holds {token!r}, which is a special token and no text: take it out")
 
