@@ -15,10 +15,13 @@ from torch import Tensor
 
 from export.errors import ExportError
 from export.formats.detect import GGUF_MAGIC
+from export.formats.fields import Fields
+from export.formats.gguf_header import require_sound_header
 from export.formats.gguf_tokenizer import special_tokens_from_metadata, tokenizer_files_from_metadata
 from export.formats.imported import Checkpoint
 from export.formats.origins import Origin, module, sources_for
 from export.formats.tensors import Source, TensorInfo, decoder_from_sources, refuse_unknown
+from training.checkpoint import describe_errors
 from training.config import ModelConfig
 from training.decoder import Decoder
 
@@ -89,7 +92,7 @@ def open_gguf(path: Path) -> Checkpoint:
     reader = _open(path)
     tensors = GgufTensors(reader)
     try:
-        metadata = {key: field.contents() for key, field in reader.fields.items()}
+        metadata = _metadata(reader)
         config = config_from_metadata(metadata, tensors.infos.keys())
         return Checkpoint(
             architecture=metadata["general.architecture"],
@@ -99,11 +102,9 @@ def open_gguf(path: Path) -> Checkpoint:
             special_tokens=special_tokens_from_metadata(metadata),
             load=lambda: _load(path, config, tensors),
         )
-    except KeyError as error:
-        raise ExportError(
-            f"{path}: the key {error} is missing, so the file does not say what it holds"
-        ) from error
-    except (ExportError, ValidationError) as error:
+    except ValidationError as error:
+        raise ExportError(f"{path}: {describe_errors(error)}") from error
+    except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
 
 
@@ -125,54 +126,56 @@ def _open(path: Path) -> gguf.GGUFReader:
     if version not in VERSIONS:
         raise ExportError(f"{path} is GGUF version {version}; supported are little-endian 2 and 3")
     try:
+        require_sound_header(path)
         return gguf.GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
+    except (ExportError, ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
         raise ExportError(f"{path} is cut off or damaged ({error}): fetch it again") from error
 
 
+def _metadata(reader: gguf.GGUFReader) -> dict[str, Any]:
+    try:
+        return {key: field.contents() for key, field in reader.fields.items()}
+    except UnicodeDecodeError as error:
+        raise ExportError(f"a text in its metadata is not UTF-8: {error}") from error
+
+
 def config_from_metadata(metadata: Mapping[str, Any], tensors: Set[str]) -> ModelConfig:
-    """The architecture that a llama file describes; KeyError names a key that is missing."""
-    architecture = metadata["general.architecture"]
+    """The architecture that a llama file describes. Raises ExportError, or pydantic's ValidationError."""
+    fields = Fields(metadata, "its metadata")
+    architecture = fields.text("general.architecture")
     if architecture != "llama":
         raise ExportError(f"general.architecture is {architecture!r}; supported is 'llama'")
-    llama = _Required(
-        {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
-    )
-    heads, width = llama["attention.head_count"], llama["embedding_length"]
-    head_dim = llama.get("attention.key_length", width // heads)
-    _refuse_variants(llama, tensors, head_dim)
+    heads, width = fields.integer("llama.attention.head_count"), fields.integer("llama.embedding_length")
+    head_dim = fields.integer("llama.attention.key_length", width // max(heads, 1))
+    _refuse_variants(fields, tensors, head_dim)
     return ModelConfig(
-        vocab_size=len(metadata["tokenizer.ggml.tokens"]),
-        max_length=llama["context_length"],
+        vocab_size=len(metadata.get("tokenizer.ggml.tokens", ())),
+        max_length=fields.integer("llama.context_length"),
         d_model=width,
-        num_layers=llama["block_count"],
+        num_layers=fields.integer("llama.block_count"),
         num_heads=heads,
-        num_kv_heads=llama.get("attention.head_count_kv", heads),
+        num_kv_heads=fields.integer("llama.attention.head_count_kv", heads),
         head_dim=head_dim,
-        d_ff=llama["feed_forward_length"],
+        d_ff=fields.integer("llama.feed_forward_length"),
         mixer="attention",
         ffn="swiglu",
-        norm_eps=llama["attention.layer_norm_rms_epsilon"],
-        rope_theta=llama.get("rope.freq_base", 10_000.0),
+        norm_eps=fields.number("llama.attention.layer_norm_rms_epsilon"),
+        rope_theta=fields.number("llama.rope.freq_base", 10_000.0),
         biases="qkv" if "blk.0.attn_q.bias" in tensors else "none",
         tied_head="output.weight" not in tensors,
     )
 
 
-class _Required(dict[str, Any]):
-    def __missing__(self, key: str) -> Any:
-        raise KeyError(f"llama.{key}")
-
-
-def _refuse_variants(llama: Mapping[str, Any], tensors: Set[str], head_dim: int) -> None:
+def _refuse_variants(fields: Fields, tensors: Set[str], head_dim: int) -> None:
     """ExportError for what a llama file may say and the decoder would compute otherwise."""
     unsupported = {
-        "experts": llama.get("expert_count", 0) > 0,
-        "scaled rotary positions": llama.get("rope.scaling.type", "none") != "none"
+        "experts": fields.integer("llama.expert_count", 0) > 0,
+        "scaled rotary positions": fields.text("llama.rope.scaling.type", "none") != "none"
         or "rope_freqs.weight" in tensors,
-        "rotation of a part of the head": llama.get("rope.dimension_count", head_dim) != head_dim,
-        "values of another width than keys": llama.get("attention.value_length", head_dim) != head_dim,
-        "sliding windows": llama.get("attention.sliding_window", 0) > 0,
+        "rotation of a part of the head": fields.integer("llama.rope.dimension_count", head_dim) != head_dim,
+        "values of another width than keys": fields.integer("llama.attention.value_length", head_dim)
+        != head_dim,
+        "sliding windows": fields.integer("llama.attention.sliding_window", 0) > 0,
     }
     found = [name for name, is_there in unsupported.items() if is_there]
     if found:

@@ -1,15 +1,18 @@
 """A GGUF file's vocabulary, byte-level BPE or SentencePiece, as a `tokenizers` Tokenizer."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.pre_tokenizers import PreTokenizer
 
 from export.errors import ExportError
+from export.formats.fields import Fields
 from export.formats.imported import TokenizerFiles
 from export.formats.sentencepiece_bpe import CONTROL, USER_DEFINED, sentencepiece_tokenizer
 from export.manifest import SpecialTokens
+
+T = TypeVar("T", str, int, float)
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -62,7 +65,8 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     kind = metadata.get("tokenizer.ggml.model")
     if kind not in KINDS:
         raise ExportError(f"tokenizer.ggml.model is {kind!r}; supported are {', '.join(sorted(KINDS))}")
-    tokens, types = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    tokens = _array(metadata, "tokenizer.ggml.tokens", str)
+    types = _array(metadata, "tokenizer.ggml.token_type", int)
     if len(set(tokens)) != len(tokens):
         raise ExportError(
             f"tokenizer.ggml.tokens holds {len(tokens) - len(set(tokens))} duplicates; every id needs its own"
@@ -72,11 +76,18 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     return KINDS[kind].build(metadata)
 
 
+def _array(metadata: Mapping[str, Any], key: str, kind: type[T]) -> list[T]:
+    values = metadata.get(key)
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise ExportError(f"{key} is {'missing' if values is None else 'no array of ' + kind.__name__}")
+    return values
+
+
 def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
     splitting = splitting_from_metadata(metadata)
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     vocab = {token: index for index, token in enumerate(tokens)}
-    merges = [_pair(merge) for merge in metadata["tokenizer.ggml.merges"]]
+    merges = [_pair(merge) for merge in _array(metadata, "tokenizer.ggml.merges", str)]
     if lost := [merge for merge in merges if not {*merge, "".join(merge)} <= vocab.keys()]:
         raise ExportError(f"tokenizer.ggml.merges holds {' '.join(lost[0])!r}, which makes no token")
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitting.ignore_merges))
@@ -94,14 +105,14 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> Tokenizer:
-    tokens, scores = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.scores"]
+    tokens, scores = metadata["tokenizer.ggml.tokens"], _array(metadata, "tokenizer.ggml.scores", float)
     if len(scores) != len(tokens):
         raise ExportError(f"tokenizer.ggml.scores has {len(scores)} entries for {len(tokens)} tokens")
     return sentencepiece_tokenizer(
         tokens,
         scores,
         metadata["tokenizer.ggml.token_type"],
-        adds_space=metadata.get("tokenizer.ggml.add_space_prefix", True),
+        adds_space=Fields(metadata, "its metadata").flag("tokenizer.ggml.add_space_prefix", True),
     )
 
 
@@ -130,32 +141,30 @@ def _pair(merge: str) -> tuple[str, str]:
 
 def special_tokens_from_metadata(metadata: Mapping[str, Any]) -> SpecialTokens:
     """Ids of begin, end (of text, turn or message) and padding; ExportError if no end is named."""
-    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    fields, count = Fields(metadata, "its metadata"), len(metadata["tokenizer.ggml.tokens"])
+    names = ("bos", "padding", "eos", "eot", "eom")
+    bos, pad, *ends = (_special(fields, f"tokenizer.ggml.{name}_token_id", count) for name in names)
     eos = tuple(dict.fromkeys(end for end in ends if end is not None))
-    for index in (
-        *eos,
-        metadata.get("tokenizer.ggml.bos_token_id"),
-        metadata.get("tokenizer.ggml.padding_token_id"),
-    ):
-        if index is not None and not 0 <= index < len(metadata["tokenizer.ggml.tokens"]):
-            raise ExportError(f"a special token has the id {index}, which is no token")
     if not eos:
         raise ExportError("tokenizer.ggml.eos_token_id is missing: without an end token no answer would end")
-    return SpecialTokens(
-        bos=metadata.get("tokenizer.ggml.bos_token_id"),
-        eos=eos,
-        pad=metadata.get("tokenizer.ggml.padding_token_id"),
-    )
+    return SpecialTokens(bos=bos, eos=eos, pad=pad)
+
+
+def _special(fields: Fields, name: str, count: int) -> int | None:
+    index = fields.integer(name) if name in fields else None
+    if index is not None and not 0 <= index < count:
+        raise ExportError(f"{name} is {index}, which is no token; they go from 0 to {count - 1}")
+    return index
 
 
 def tokenizer_files_from_metadata(metadata: Mapping[str, Any]) -> TokenizerFiles:
     """The three files in Hugging Face's form, with the chat template beside the configuration."""
-    tokenizer = tokenizer_from_metadata(metadata)
+    tokenizer, fields = tokenizer_from_metadata(metadata), Fields(metadata, "its metadata")
     tokens: list[str] = metadata["tokenizer.ggml.tokens"]
     special = special_tokens_from_metadata(metadata)
     named = {"bos_token": special.bos, "eos_token": special.eos[0], "pad_token": special.pad}
     config: dict[str, object] = {
-        "add_bos_token": metadata.get(
+        "add_bos_token": fields.flag(
             "tokenizer.ggml.add_bos_token", KINDS[metadata["tokenizer.ggml.model"]].adds_bos(metadata)
         ),
         **{name: None if index is None else tokens[index] for name, index in named.items()},
@@ -165,5 +174,5 @@ def tokenizer_files_from_metadata(metadata: Mapping[str, Any]) -> TokenizerFiles
     return TokenizerFiles(
         tokenizer=tokenizer.to_str(),
         config=config,
-        chat_template=metadata.get("tokenizer.chat_template"),
+        chat_template=fields.text("tokenizer.chat_template") if "tokenizer.chat_template" in fields else None,
     )

@@ -20,6 +20,7 @@ SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 def read_tokenizer(directory: Path, vocab_size: int) -> tuple[TokenizerFiles, SpecialTokens]:
     """The tokenizer's files and the tokens with a meaning. Raises ExportError in one sentence."""
     config = _read_if_there(directory / SPECIAL_TOKENS_MAP) | _read_if_there(directory / TOKENIZER_CONFIG)
+    _require_names(config, directory)
     tokenizer = _read_tokenizer_json(directory)
     if tokenizer is None:
         tokenizer, implied = convert_tokenizer(directory)
@@ -33,6 +34,16 @@ def read_tokenizer(directory: Path, vocab_size: int) -> tuple[TokenizerFiles, Sp
     adds_bos = config.get("add_bos_token", _adds(tokenizer, special_tokens.bos))
     files = TokenizerFiles(tokenizer.to_str(), kept | {"add_bos_token": bool(adds_bos)}, template)
     return files, special_tokens
+
+
+def _require_names(config: Mapping[str, Any], directory: Path) -> None:
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        if token is not None and not isinstance(text, str):
+            raise ExportError(
+                f"{directory / TOKENIZER_CONFIG}: {name} is {str(token)[:80]}; a text is needed"
+            )
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
@@ -77,7 +88,8 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
         return path.read_text("utf-8")
     given = config.get("chat_template")
     if isinstance(given, list):
-        given = next((entry.get("template") for entry in given if entry.get("name") == "default"), None)
+        named = {str(entry.get("name")): entry.get("template") for entry in given if isinstance(entry, dict)}
+        given = named.get("default")
     if given is not None and not isinstance(given, str):
         raise ExportError(f"{directory / TOKENIZER_CONFIG}: chat_template is a {type(given).__name__}")
     return given

@@ -74,7 +74,7 @@ def test_unpermute_undoes_the_interleaving_at_head_dim_64() -> None:
     ("tiny", "message"),
     [
         (TinyLlama(architecture="mamba"), "'mamba'; supported is 'llama'"),
-        (TinyLlama(leave_out="llama.block_count"), "key 'llama.block_count' is missing"),
+        (TinyLlama(leave_out="llama.block_count"), "its metadata has no llama.block_count"),
         (TinyLlama(leave_out="blk.1.ffn_up.weight"), r"lacks 1 tensors, first blk\.1\.ffn_up\.weight"),
         (
             TinyLlama(extra={"blk.0.odd.weight": np.zeros(4, np.float32)}),

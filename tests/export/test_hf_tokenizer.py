@@ -153,7 +153,7 @@ def test_a_gguf_vocabulary_may_say_that_no_space_goes_before(spm: Path) -> None:
     [
         ({"tokenizer.ggml.scores": [0.0]}, "scores has 1 entries for 900 tokens"),
         ({"tokenizer.ggml.token_type": [1]}, "token_type has 1 entries for 900 tokens"),
-        ({"tokenizer.ggml.eos_token_id": 900}, "a special token has the id 900, which is no token"),
+        ({"tokenizer.ggml.eos_token_id": 900}, "eos_token_id is 900, which is no token"),
     ],
 )
 def test_a_vocabulary_that_does_not_add_up_is_refused(
