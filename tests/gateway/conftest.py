@@ -1,5 +1,6 @@
 import asyncio
 import socket
+from contextlib import nullcontext
 
 import httpx
 import httpx2
@@ -54,6 +55,8 @@ async def address(app, transport):
     """The gateway on a real uvicorn, where disconnects and back-pressure are real."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+    # It would put back a handler of Ctrl-C that belongs to a loop long closed.
+    server.capture_signals = nullcontext
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     yield listener.getsockname()
     server.should_exit = True
