@@ -187,6 +187,18 @@ def import_checkpoint(context: typer.Context) -> None:
 
 
 @app.command(context_settings=PASS_ON)
+def convert(context: typer.Context) -> None:
+    """Write a checkpoint of any known format as a model directory to train on; --help says how."""
+    _become("export.convert_command", *context.args)
+
+
+@app.command(context_settings=PASS_ON)
+def merge(context: typer.Context) -> None:
+    """Make one model of an adapter and its base: all arguments go to `python -m training merge`."""
+    _become("training", "merge", *context.args)
+
+
+@app.command(context_settings=PASS_ON)
 def inspect(context: typer.Context) -> None:
     """Say what a checkpoint is and how it would be served, without reading its weights."""
     _become("export.inspect_command", *context.args)

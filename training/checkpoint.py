@@ -132,9 +132,23 @@ def hash_weights(directory: Path) -> str:
         raise _missing(path) from None
 
 
+def whole_model(directory: Path) -> Path:
+    """`directory`, or if it holds an adapter that of its base. Raises CheckpointError if the base is gone."""
+    path = directory / ADAPTER_CONFIG
+    if not path.is_file():
+        return directory
+    try:
+        base = directory / Path(json.loads(path.read_bytes())["base_model_name_or_path"])  # absolute stays so
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} names no base_model_name_or_path: {error!r}") from error
+    if not base.is_dir():
+        raise CheckpointError(f"{base} is missing: it is the base of the adapter in {directory}")
+    return base
+
+
 def load_config(directory: Path) -> ModelConfig:
-    """The configuration in a model directory. Raises CheckpointError."""
-    path = directory / CONFIG
+    """The configuration in a model directory, or of an adapter's base. Raises CheckpointError."""
+    path = whole_model(directory) / CONFIG
     try:
         return ModelConfig.model_validate(json.loads(path.read_bytes()))
     except FileNotFoundError:

@@ -19,6 +19,7 @@ from training.checkpoint import (
     hash_weights,
     load_model,
     read_tensors,
+    whole_model,
     write_companions,
 )
 from training.config import ModelConfig
@@ -148,12 +149,7 @@ def _refuse_variants(config: LoraConfig, path: Path) -> None:
 
 
 def _load_base(directory: Path, config: LoraConfig) -> Decoder:
-    named, expected = config.base_model_name_or_path, config.revision
-    if not named:
-        raise CheckpointError(f"{directory / ADAPTER_CONFIG} names no base_model_name_or_path")
-    base = directory / named  # an absolute path stays as it is
-    if not base.is_dir():
-        raise CheckpointError(f"{base} is missing: it is the base of the adapter in {directory}")
+    base, expected = whole_model(directory), config.revision
     if expected and expected.startswith(HASH) and HASH + hash_weights(base) != expected:
         raise CheckpointError(
             f"{base} has changed since the adapter in {directory} was trained on it: put the old model back"

@@ -209,7 +209,7 @@ def find_base(name: str, runs: Path) -> Path:
         if (directory / CONFIG).is_file():
             return directory
     raise RunError(
-        f"--from {name}: neither a model directory nor a finished run in {runs}. `trident import` makes a "
+        f"--from {name}: neither a model directory nor a finished run in {runs}. `trident convert` makes a "
         "model directory of other formats, `trident merge` one of an adapter"
     )
 

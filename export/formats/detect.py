@@ -14,10 +14,12 @@ GGUF_MAGIC = b"GGUF"
 GGML_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg", b"nsgg")  # the last two are refused by name
 ZIP_MAGIC, PICKLE_MAGIC = b"PK\x03\x04", b"\x80"
 CHECKPOINT_TAG = "trident-checkpoint/"
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-SUPPORTED = "supported are a directory of Hugging Face or Trident, and a file of GGUF, GGML, safetensors or PyTorch"
+SUPPORTED = (
+    "supported are a directory of Hugging Face or Trident, and a file of GGUF, GGML, safetensors or PyTorch"
+)
 
 SUFFIXES: dict[str, Format] = {
     ".gguf": "gguf",
@@ -30,6 +32,8 @@ SUFFIXES: dict[str, Format] = {
 CHECKPOINT_FILES = (
     CONFIG,
     "model.safetensors",
+    ADAPTER_CONFIG,  # it names the base and the base's hash
+    "adapter_model.safetensors",
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
@@ -44,8 +48,8 @@ def detect_format(path: Path) -> Format:
 
 def _directory_format(path: Path) -> Format:
     config = path / CONFIG
-    if (path / ADAPTER).is_file():
-        raise ExportError(f"{path} is a LoRA adapter: merge it into its base model first")
+    if (path / ADAPTER_CONFIG).is_file():
+        return "trident"
     if not config.is_file():
         raise ExportError(f"{path} holds no {CONFIG}, but {', '.join(contents(path))}; {SUPPORTED}")
     values = read_json(config)

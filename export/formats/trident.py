@@ -11,7 +11,7 @@ from export.errors import ExportError
 from export.formats.imported import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, Checkpoint, TokenizerFiles
 from export.formats.safetensors_files import SafetensorsFiles
 from export.manifest import SpecialTokens
-from training.checkpoint import WEIGHTS, CheckpointError, load_config, load_model
+from training.checkpoint import WEIGHTS, CheckpointError, load_config, load_model, whole_model
 from training.decoder import Decoder
 
 HELD_OUT = "held_out.txt"
@@ -20,10 +20,11 @@ HELD_OUT = "held_out.txt"
 def open_trident(directory: Path) -> Checkpoint:
     """The checkpoint in `directory`, with the held-out text that its quality is measured on if it has one.
 
-    Raises ExportError for a missing or damaged file, and for a vocabulary that does not fit the model.
+    An adapter is read with its base and merged into it. Raises ExportError for a missing or damaged file,
+    and for a vocabulary that does not fit the model.
     """
     try:
-        config = load_config(directory)
+        config, weights = load_config(directory), whole_model(directory) / WEIGHTS
     except CheckpointError as error:
         raise ExportError(str(error)) from error
     files = read_tokenizer_files(directory)
@@ -32,7 +33,7 @@ def open_trident(directory: Path) -> Checkpoint:
         raise ExportError(
             f"{directory / TOKENIZER} has {vocabulary} tokens, the model only {config.vocab_size}"
         )
-    weights, held_out = directory / WEIGHTS, directory / HELD_OUT
+    held_out = directory / HELD_OUT
     return Checkpoint(
         architecture=" and ".join(dict.fromkeys((*config.mixers, *config.ffns))),
         config=config,
