@@ -50,7 +50,8 @@ def one_at_a_time(root: Path) -> Iterator[None]:
 
 def prune(root: Path) -> None:
     """Remove the directories that nobody holds, and what killed processes left of theirs."""
-    for directory in root.iterdir():
+    # What was left comes first in this order, so that its name is free.
+    for directory in sorted(path for path in root.iterdir() if path.is_dir()):
         if is_held(directory):
             continue
         # Renamed first: whoever is killed in the middle leaves no half directory under a digest's name.

@@ -81,6 +81,18 @@ def test_what_a_killed_process_left_is_removed(
     assert names(root) == {lease.directory.name}
 
 
+def test_a_directory_whose_last_removal_was_cut_short_is_removed_again(
+    environment: ServerEnvironment, tmp_path: Path
+) -> None:
+    root = tmp_path / "out"
+    first = take(environment, root)
+    first.release()
+    (root / f".pruned-{first.directory.name}" / "python").mkdir(parents=True)
+    (root / "a-file").touch()
+    second = take(other(environment, "second"), root)
+    assert names(root) == {second.directory.name, "a-file"}
+
+
 def test_a_lease_is_not_inherited(environment: ServerEnvironment, tmp_path: Path) -> None:
     lease = take(environment, tmp_path / "out")
     assert lease._descriptor is not None
