@@ -81,7 +81,7 @@ def _spliced(questions: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _longer_small_talk() -> tuple[str, ...]:
-    """Questions of small talk whose halves still say something: "Are you … a black hole?" is to be refused."""
+    """Small talk whose halves still say something: "Are you … a black hole?" is to be refused."""
     return tuple(question for question in small_talk() if len(question.split()) >= SHORTEST_SPLICED)
 
 
