@@ -112,6 +112,19 @@ def test_a_padded_batch_equals_its_rows_alone(decoder: Decoder) -> None:
             torch.testing.assert_close(ours[row], theirs[0], rtol=0, atol=1e-5)
 
 
+def test_logits_and_figures_only_where_they_are_wanted_are_those_of_all_tokens(decoder: Decoder) -> None:
+    ids = random_ids(decoder, 3, 9)
+    only = torch.rand(3, 9) < 0.4
+    all_figures, figures = dict[str, Tensor](), dict[str, Tensor]()
+    everywhere, _ = decoder(ids, extras=all_figures)
+    logits, state = decoder(ids, only=only, extras=figures)
+    torch.testing.assert_close(logits, everywhere[only], atol=1e-5, rtol=0)
+    assert state == ()
+    assert figures.keys() == all_figures.keys()
+    for name, figure in figures.items():
+        torch.testing.assert_close(figure, all_figures[name][only], atol=1e-3, rtol=1e-4)
+
+
 def test_state_specs_name_and_shape_every_state_tensor() -> None:
     decoder = Decoder(HYBRID)
     assert decoder.state_specs() == (
