@@ -52,6 +52,13 @@ test: setup ## every test but those that need a GPU
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=90
 
+FUZZED := gguf ggml safetensors config index torch
+SECONDS_EACH ?= 60
+
+.PHONY: fuzz
+fuzz: setup ## damage checkpoints at random, a minute for each reader (SECONDS_EACH=600 for longer)
+	@for kind in $(FUZZED); do $(BIN)/python -m tests.export.fuzz $$kind $(SECONDS_EACH) || exit 1; done
+
 .PHONY: lint
 lint: setup ## ruff (lint and format) and mypy --strict
 	@$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from export.errors import ExportError
 from export.formats.imported import CHAT_TEMPLATE, TOKENIZER, TOKENIZER_CONFIG, TokenizerFiles
 from export.formats.tokenizer_conversion import convert_tokenizer
 from export.formats.trident import token_id
-from export.formats.weight_files import CONFIG, read_json
+from export.formats.weight_files import CONFIG, read_json, read_text
 from export.manifest import SpecialTokens
 
 GENERATION_CONFIG = "generation_config.json"
@@ -55,7 +55,7 @@ def _read_tokenizer_json(directory: Path) -> Tokenizer | None:
     if not path.is_file():
         return None
     try:
-        return Tokenizer.from_str(path.read_text("utf-8"))
+        return Tokenizer.from_str(read_text(path))
     except Exception as error:  # tokenizers raises nothing narrower
         raise ExportError(f"{path} is damaged: {error}") from error
 
@@ -85,7 +85,7 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> str | None:
     """The file's, or else the configuration's own or the one it calls `default`."""
     path = directory / CHAT_TEMPLATE
     if path.is_file():
-        return path.read_text("utf-8")
+        return read_text(path)
     given = config.get("chat_template")
     if isinstance(given, list):
         named = {str(entry.get("name")): entry.get("template") for entry in given if isinstance(entry, dict)}

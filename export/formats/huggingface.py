@@ -18,7 +18,14 @@ from export.formats.safetensors_files import SafetensorsFiles
 from export.formats.tensors import TensorInfo, Tensors, decoder_from_sources, refuse_unknown
 from export.formats.torch_files import TorchFiles
 from export.formats.trident import HELD_OUT
-from export.formats.weight_files import CONFIG, SAFETENSORS, TORCH_SUFFIXES, find_weights, read_json
+from export.formats.weight_files import (
+    CONFIG,
+    SAFETENSORS,
+    TORCH_SUFFIXES,
+    find_weights,
+    read_json,
+    read_text,
+)
 from training.checkpoint import describe_errors
 from training.config import ModelConfig
 from training.decoder import Decoder
@@ -50,7 +57,7 @@ def open_huggingface(directory: Path, weights: Path | None = None) -> Checkpoint
         tokenizer=tokenizer,
         special_tokens=special_tokens,
         load=load,
-        held_out=held_out.read_text("utf-8") if held_out.is_file() else None,
+        held_out=read_text(held_out) if held_out.is_file() else None,
         oddities=tuple(_oddities(directory)),
     )
 

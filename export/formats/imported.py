@@ -8,6 +8,7 @@ from pathlib import Path
 from export.errors import ExportError
 from export.formats.chat_template import check_chat_template
 from export.formats.tensors import TensorInfo
+from export.formats.weight_files import read_text
 from export.manifest import SpecialTokens
 from training.config import ModelConfig
 from training.decoder import Decoder
@@ -70,10 +71,7 @@ def with_chat_template(model: ImportedModel, path: Path | None) -> ImportedModel
     """The same model with the template in `path`, if one is given; ExportError if it does not render."""
     files = model.tokenizer
     if path is not None:
-        try:
-            files = replace(files, chat_template=path.read_text("utf-8"))
-        except UnicodeDecodeError as error:
-            raise ExportError(f"{path} is no text: {error}") from error
+        files = replace(files, chat_template=read_text(path))
     if files.chat_template is not None:
         check_chat_template(files.chat_template, files.config)
     return replace(model, tokenizer=files)

@@ -9,6 +9,7 @@ from export.errors import ExportError
 
 CONFIG = "config.json"
 MAX_JSON_BYTES = 64 << 20
+MAX_NAME = 200
 
 SAFETENSORS, TORCH = ".safetensors", ".bin"
 TORCH_SUFFIXES = (TORCH, ".pt", ".pth")
@@ -50,6 +51,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_text(path: Path) -> str:
+    """The text in `path`; ExportError if it is none."""
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path} is not UTF-8: {error}") from error
+
+
 def find_weights(directory: Path) -> list[Path]:
     """The weight files of a Hugging Face directory, safetensors before PyTorch's.
 
@@ -72,9 +81,11 @@ def shards(index: Path) -> Mapping[Path, set[str]]:
     suffix = Path(index.name.removesuffix(INDEX)).suffix
     files: dict[Path, set[str]] = {}
     for tensor, file in names.items():
-        if not isinstance(file, str) or Path(file).name != file or not file.endswith(suffix):
+        is_name = isinstance(file, str) and Path(file).name == file and len(file) <= MAX_NAME
+        if not is_name or not file.endswith(suffix):
+            said = repr(file)[:80]
             raise ExportError(
-                f"{index} says that {tensor} is in {file!r}; a shard is a {suffix} file beside its index"
+                f"{index} says that {tensor} is in {said}; a shard is a {suffix} file beside it"
             )
         files.setdefault(index.with_name(file), set()).add(tensor)
     for file in files:
