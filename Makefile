@@ -73,6 +73,10 @@ bench: setup ## engine against the bare session and transformers; writes tests/b
 bench-position: setup ## what a token costs early and late in a text, retention beside attention
 	@exec $(BIN)/python -m tests.bench.position $(ARGS)
 
+.PHONY: bench-training
+bench-training: setup ## the trainer beside a plain loop, retention beside attention at 4,096 tokens
+	@exec $(BIN)/python -m tests.bench.training $(ARGS)
+
 .PHONY: systems
 systems: setup ## train, prove and serve every system in small, and print a table (a quarter of an hour)
 	@exec $(BIN)/python -m tests.systems $(ARGS)

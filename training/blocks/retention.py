@@ -58,9 +58,9 @@ def chunkwise(
     """Parallel within chunks and recurrent from one to the next; the last chunk may be short."""
     state = _state_before(k, v, state)
     outputs = []
-    for start in range(0, q.shape[1], chunk):
-        piece = slice(start, start + chunk)
-        o, state = parallel(q[:, piece], k[:, piece], v[:, piece], gamma, state)
+    # Split, not sliced: each slice's gradient would be as long as the whole sequence.
+    for piece in zip(*(x.split(chunk, dim=1) for x in (q, k, v)), strict=True):
+        o, state = parallel(*piece, gamma, state)
         outputs.append(o)
     return torch.cat(outputs, dim=1), state
 
