@@ -22,9 +22,19 @@ def decoder_with_a_loud_channel(config: ModelConfig) -> Decoder:
     return decoder
 
 
-@pytest.mark.parametrize("preset", ["llama-tiny", "gpt2-tiny", "retnet-moe-tiny"])
-def test_the_function_stays_the_same(preset: str) -> None:
-    decoder = decoder_with_a_loud_channel(PRESETS[preset])
+WITH_ALL = {"qk_norm": True, "sliding_window": 7, "biases": "all"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [("llama-tiny", {}), ("llama-tiny", WITH_ALL), ("gpt2-tiny", {}), ("retnet-moe-tiny", {})],
+)
+def test_the_function_stays_the_same(preset: str, settings: dict[str, object]) -> None:
+    decoder = decoder_with_a_loud_channel(PRESETS[preset].model_copy(update=settings))
+    with torch.no_grad():
+        for name, parameter in decoder.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_()
     ids = torch.arange(40)[None]
     expected, _ = decoder(ids)
     actual, _ = smooth(decoder, LETTERS)(ids)
