@@ -59,7 +59,7 @@ def chunkwise(
     state = _state_before(k, v, state)
     outputs = []
     # Split, not sliced: each slice's gradient would be as long as the whole sequence.
-    pieces = zip(q.split(chunk, dim=1), k.split(chunk, dim=1), v.split(chunk, dim=1), strict=True)
+    pieces = zip(*(torch.split(x, chunk, dim=1) for x in (q, k, v)), strict=True)
     for q_piece, k_piece, v_piece in pieces:
         o, state = parallel(q_piece, k_piece, v_piece, gamma, state)
         outputs.append(o)
