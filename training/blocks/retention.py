@@ -57,13 +57,34 @@ def chunkwise(
 ) -> tuple[Tensor, Tensor]:
     """Parallel within chunks and recurrent from one to the next; the last chunk may be short."""
     state = _state_before(k, v, state)
-    outputs = []
+    rest = q.shape[1] % chunk
+    if rest == q.shape[1]:
+        return parallel(q, k, v, gamma, state)
+    sizes = [q.shape[1] - rest, rest]
     # Split, not sliced: each slice's gradient would be as long as the whole sequence.
-    pieces = zip(*(torch.split(x, chunk, dim=1) for x in (q, k, v)), strict=True)
-    for q_piece, k_piece, v_piece in pieces:
-        o, state = parallel(q_piece, k_piece, v_piece, gamma, state)
-        outputs.append(o)
-    return torch.cat(outputs, dim=1), state
+    (q, last_q), (k, last_k), (v, last_v) = (torch.split(x, sizes, dim=1) for x in (q, k, v))
+    o, state = _whole_chunks(q, k, v, gamma, state, chunk=chunk)
+    if not rest:
+        return o, state
+    last, state = parallel(last_q, last_k, last_v, gamma, state)
+    return torch.cat((o, last), dim=1), state
+
+
+@precise
+def _whole_chunks(
+    q: Tensor, k: Tensor, v: Tensor, gamma: Tensor, state: Tensor, *, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """`chunkwise` for T = N·chunk: N states follow one another, all else is done for all chunks at once."""
+    B, T, H, _ = q.shape
+    (gamma,) = _precise(gamma)
+    q, k, v = (x.reshape(-1, chunk, *x.shape[2:]) for x in (q, k, v))  # (B·N, chunk, H, d)
+    added = state_after(k, v, gamma, None)  # (B·N, H, dk, dv)
+    fade = (gamma**chunk)[:, None, None]
+    states = [state]
+    for own in added.view(B, -1, *state.shape[1:]).unbind(dim=1):
+        states.append(fade * states[-1] + own)
+    o = parallel_output(q, k, v, gamma, torch.stack(states[:-1], dim=1).flatten(0, 1))
+    return o.reshape(B, T, H, -1), states[-1]
 
 
 @precise
