@@ -7,7 +7,7 @@ from training.data.choice import ChitchatData
 from training.presets import preset
 from training.recipes import Recipe
 
-VOCAB_SIZE, MAX_LENGTH = 384, 256
+VOCAB_SIZE, MAX_LENGTH = 384, 128
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class System:
     preset: str
     origin: str
     chat: ChatName = "roles"
+    steps: int = 1500
 
     @property
     def recipe(self) -> Recipe:
@@ -25,7 +26,7 @@ class System:
             model=preset(self.preset).model_copy(update={"vocab_size": VOCAB_SIZE, "max_length": MAX_LENGTH}),
             chat=self.chat,
             data=ChitchatData(),
-            steps=800,
+            steps=self.steps,
             batch_size=16,
             learning_rate=3e-3,
             warmup_steps=50,
@@ -39,11 +40,11 @@ class System:
 
 
 SYSTEMS = (
-    System("arslm-tiny", "ARSLM: gated attention"),
+    System("arslm-tiny", "ARSLM: gated attention", steps=2500),
     System("mini-claude-tiny", "Mini-Claude: GPT-2", chat="turns"),
     System("bayesian-tiny", "Bayesian expectation transformer"),
     System("retnet-moe-tiny", "NeuroForge: retention and experts"),
     System("tars-tiny", "TARS: LLaMA with a tied head"),
     System("llama-tiny", "LLaMA: grouped key heads"),
-    System("gpt2-tiny", "GPT-2"),
+    System("gpt2-tiny", "GPT-2", steps=2500),
 )
