@@ -54,20 +54,19 @@ def command(repository: Path, ports: list[int]) -> list[str]:
 @contextmanager
 def serving(repository: Path) -> Iterator[Serving]:
     ports = free_ports(4)
-    process = subprocess.Popen(
+    with subprocess.Popen(
         command(repository, ports), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert process.stdout is not None
-    try:
-        said = ""
-        while "Ctrl-C stops everything" not in said:
-            line = process.stdout.readline()
-            assert line, f"it ended instead of serving: {said}"
-            said += line
-        yield Serving(process, ports[0], said, psutil.Process(process.pid).children(recursive=True))
-    finally:
-        process.kill()
-        process.wait()
+    ) as process:
+        assert process.stdout is not None
+        try:
+            said = ""
+            while "Ctrl-C stops everything" not in said:
+                line = process.stdout.readline()
+                assert line, f"it ended instead of serving: {said}"
+                said += line
+            yield Serving(process, ports[0], said, psutil.Process(process.pid).children(recursive=True))
+        finally:
+            process.kill()
 
 
 def test_it_prints_a_curl_that_works_and_ctrl_c_leaves_nothing(tiny_repository: Path) -> None:
