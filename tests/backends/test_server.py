@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -23,6 +22,7 @@ from backends.settings import ServerSettings, check_settings, command_line, vari
 from backends.shared_memory import prefix_for, remove_regions, remove_stale_regions
 from backends.stubs import StubWatch
 from backends.triton_log import TritonLog, essence
+from tests.ports import free_ports
 
 ENVIRONMENT = ServerEnvironment(
     root=Path("/p/.triton"), python_version="3.11", wheel=Path("/p/pytriton"), libpython=Path("/py/lib")
@@ -168,12 +168,6 @@ def quick_settings(tmp_path: Path) -> ServerSettings:
         metrics_port=metrics_port,
         ready_seconds=0.3,
     )
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def named_ports() -> list[str]:

@@ -59,12 +59,15 @@ def machine() -> dict[str, str | int]:
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:
-    """Write the rows as JSON, beside first and then in place."""
+    """Write the rows and the machine as JSON."""
+    write_json({"machine": machine(), "rows": [asdict(row) for row in rows]}, path)
+
+
+def write_json(content: object, path: Path) -> None:
+    """Write beside first and then in place; a path in it becomes its text."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".partial")
-    beside.write_text(
-        json.dumps({"machine": machine(), "rows": [asdict(row) for row in rows]}, indent=2) + "\n"
-    )
+    beside.write_text(json.dumps(content, indent=2, default=str) + "\n")
     beside.replace(path)
 
 

@@ -5,7 +5,6 @@ before tokens are timed; the two take turns at every position.
 """
 
 import argparse
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -19,7 +18,7 @@ from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from export.pipeline import ExportOptions, export_model
-from tests.bench.measure import machine
+from tests.bench.measure import machine, write_json
 from tests.bench.reference import ATTENTION, RETENTION, checkpoint
 
 HERE = Path(__file__).parent
@@ -75,9 +74,7 @@ def main() -> None:
     texts = [Text(name) for name in MODELS]
     timings = [timing for position in POSITIONS for timing in _measure(texts, position, tokens)]
     _print(timings)
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    content = {"machine": machine(), "timings": [asdict(timing) for timing in timings]}
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
+    write_json({"machine": machine(), "timings": [asdict(timing) for timing in timings]}, RESULTS)
 
 
 def _tokens() -> int:

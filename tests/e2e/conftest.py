@@ -1,8 +1,7 @@
 """The real embedded Triton, once for all end-to-end tests."""
 
-import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from backends.server import EmbeddedServer
 from backends.settings import ServerSettings
 from tests.e2e.gateway_process import RunningGateway, running_gateway
 from tests.e2e.tiny_models import PRESETS, export_tiny
+from tests.ports import free_ports
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,6 @@ def running_triton(repository: Path) -> Iterator[RunningTriton]:
             http=f"http://127.0.0.1:{http_port}",
             metrics=f"http://127.0.0.1:{metrics_port}/metrics",
         )
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that nobody listens on, all held until all are chosen."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.fixture(scope="session")

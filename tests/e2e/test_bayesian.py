@@ -20,10 +20,11 @@ from backends.tokenizer.evidence import draw_orders
 from client.triton import AsyncTritonClient
 from client.wire import ENGINE_INPUTS, EXTRA_OUTPUTS, INPUTS, OUTPUTS
 from tests.backends.prompt_model import chat_tokenizer
-from tests.e2e.conftest import RunningTriton, free_ports, running_triton
+from tests.e2e.conftest import RunningTriton, running_triton
 from tests.e2e.gateway_process import running_gateway
 from tests.e2e.tiny_models import export_tiny, random_decoder
 from tests.e2e.triton_calls import Answer, generate, until_metric
+from tests.ports import free_ports
 from training.decoder import Decoder
 
 pytestmark = pytest.mark.triton

@@ -17,7 +17,7 @@ import pytest
 
 from client import serve
 from client.wire import WireError
-from tests.e2e.conftest import free_ports
+from tests.ports import free_ports
 
 pytestmark = pytest.mark.triton
 

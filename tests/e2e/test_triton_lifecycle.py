@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from backends.shared_memory import prefix_for
-from tests.e2e.conftest import RunningTriton, free_ports, running_triton
+from tests.e2e.conftest import RunningTriton, running_triton
 from tests.e2e.sick_model import SICK, SICKENING, write_sick_model
 from tests.e2e.tiny_models import export_tiny
 from tests.e2e.triton_calls import generate
+from tests.ports import free_ports
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
 

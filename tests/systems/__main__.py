@@ -1,8 +1,6 @@
 """`make systems`: every system trained on real dialogues, proven, served by Triton, and asked a question."""
 
 import argparse
-import json
-import socket
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +10,8 @@ from rich.table import Table
 
 from backends.server import EmbeddedServer
 from backends.settings import ServerSettings
+from tests.bench.measure import write_json
+from tests.ports import free_ports
 from tests.systems.recipes import SYSTEMS, System
 from tests.systems.stations import Served, Trained, ask, export, train
 
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trident-systems-") as name:
         rows = _go_all_the_way(chosen, Path(name), console)
     _print(rows)
-    _write(rows)
+    write_json([asdict(row) for row in rows], RESULTS)
     problems = [f"{row.system.preset} {problem}" for row in rows for problem in row.problems]
     raise SystemExit("; ".join(problems) or 0)
 
@@ -74,20 +74,12 @@ def _go_all_the_way(systems: list[System], scratch: Path, console: Console) -> l
 
 
 def _serve(repository: Path, models: list[str]) -> dict[str, Served]:
-    grpc_port, http_port, metrics_port = _free_ports(3)
+    grpc_port, http_port, metrics_port = free_ports(3)
     settings = ServerSettings(
         repository=repository, grpc_port=grpc_port, http_port=http_port, metrics_port=metrics_port
     )
     with EmbeddedServer(settings, show=lambda line: None):
         return {model: ask(f"127.0.0.1:{grpc_port}", model) for model in models}
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def _print(rows: list[Row]) -> None:
@@ -105,13 +97,6 @@ def _print(rows: list[Row]) -> None:
     console.print(table)
     for row in rows:
         console.print(f"{row.system.preset}: {row.served.text!r}", markup=False, soft_wrap=True)
-
-
-def _write(rows: list[Row]) -> None:
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    beside = RESULTS.with_suffix(".partial")
-    beside.write_text(json.dumps([asdict(row) for row in rows], indent=2, default=str) + "\n")
-    beside.replace(RESULTS)
 
 
 if __name__ == "__main__":
