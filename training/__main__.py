@@ -98,23 +98,13 @@ def train(
     changes["data"] = choose_data(data, format).model_dump() if data else None
     changes = {key: value for key, value in changes.items() if value is not None}
     if resume and changes:
-        options = {"base": "from", "lora": "lora-rank"}
-        given = ", ".join(f"--{options.get(key, key).replace('_', '-')}" for key in changes)
-        raise RunError(f"--resume keeps the run's own steps, seed and data, and all else: leave {given} out")
+        raise RunError(_unchangeable(changes))
     keep_freed_memory()
     run = Run.resume(directory) if resume else Run.start(directory, _changed(find_recipe(name), changes))
     if tensorboard and run.is_main:
         run.events.mirror(TensorBoard(directory / "tensorboard"))
     console.quiet = not run.is_main
-    _say_where(console, run)
-    try:
-        with _stop_on_signal() as should_stop, _progress(console, run) as on_step:
-            report = run.complete(should_stop=should_stop, on_step=on_step)
-    finally:
-        run.trainer.accelerator.end_training()
-    if report is not None:
-        print_report(console, report)
-        console.print(f"Model: {run.production}", soft_wrap=True)
+    _complete(run, console)
 
 
 @app.command("evaluate")
@@ -170,6 +160,25 @@ def _lora(rank: int | None, alpha: int | None, targets: str | None) -> dict[str,
 
 def _changed(base: Recipe, changes: dict[str, Any]) -> Recipe:
     return Recipe.model_validate({**base.model_dump(), **changes})
+
+
+def _unchangeable(changes: dict[str, Any]) -> str:
+    options = {"base": "from", "lora": "lora-rank"}
+    given = ", ".join(f"--{options.get(key, key).replace('_', '-')}" for key in changes)
+    return f"--resume keeps the run's own steps, seed and data, and all else: leave {given} out"
+
+
+def _complete(run: Run, console: Console) -> None:
+    """Do what is left of the run, with a bar, and print what came of it."""
+    _say_where(console, run)
+    try:
+        with _stop_on_signal() as should_stop, _progress(console, run) as on_step:
+            report = run.complete(should_stop=should_stop, on_step=on_step)
+    finally:
+        run.trainer.accelerator.end_training()
+    if report is not None:
+        print_report(console, report)
+        console.print(f"Model: {run.production}", soft_wrap=True)
 
 
 def _say_where(console: Console, run: Run) -> None:
