@@ -45,10 +45,12 @@ train: setup ## train atlas from random weights and print its three scores (ten 
 export: setup ## prove and install a model: make export MODEL=atlas
 	@exec $(BIN)/trident export --model $(or $(MODEL),smollm2) $(ARGS)
 
+# Two processes of one thread each: most tests are Python that waits for itself.
 .PHONY: test
 test: setup ## every test but those that need a GPU
 	@$(BIN)/coverage erase
-	@$(BIN)/coverage run -m pytest -m "not gpu" $(ARGS)
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+	  $(BIN)/coverage run -m pytest --numprocesses 2 --dist loadgroup -m "not gpu" $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=90
 
@@ -68,6 +70,10 @@ lint: setup ## ruff (lint and format) and mypy --strict
 .PHONY: bench
 bench: setup ## engine against the bare session and transformers; writes tests/bench/results/latest.json
 	@exec $(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: perplexity
+perplexity: setup ## what int8 and int4 cost SmolLM2, and that its three doors lead to one model
+	@exec $(BIN)/python -m tests.bench.perplexity $(ARGS)
 
 .PHONY: bench-position
 bench-position: setup ## what a token costs early and late in a text, retention beside attention
