@@ -11,7 +11,7 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep together, when the suite runs in several processes, what shares a server or a module's fixtures."""
+    """Keep in one of several processes what shares a server or a module's fixtures."""
     for item in items:
         shares_server = "triton_server" in getattr(item, "fixturenames", ())
         group = "the shared server" if shares_server else item.nodeid.partition("::")[0]
