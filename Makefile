@@ -68,12 +68,25 @@ lint: setup ## ruff (lint and format) and mypy --strict
 	@$(BIN)/mypy
 
 .PHONY: bench
-bench: setup ## engine against the bare session and transformers; writes tests/bench/results/latest.json
+bench: setup ## the engine beside llama.cpp, onnxruntime-genai and transformers (half an hour; see tests/bench)
 	@exec $(BIN)/python -m tests.bench $(ARGS)
 
-.PHONY: perplexity
-perplexity: setup ## what int8 and int4 cost SmolLM2, and that its three doors lead to one model
-	@exec $(BIN)/python -m tests.bench.perplexity $(ARGS)
+.PHONY: bench-serving
+bench-serving: setup ## the whole stack over HTTP beside llama.cpp's own server
+	@exec $(BIN)/python -m tests.bench.serving $(ARGS)
+
+.PHONY: peers
+peers: .peers/.ready ## build the peers' environment, .peers, for `make bench`
+
+.peers/.ready: tests/bench/peers.lock | python
+	@echo "Setting up .peers …"
+	@$(PYTHON) -m venv .peers
+	@.peers/bin/python $(PIP_INSTALL) -r tests/bench/peers.lock
+	@touch $@
+
+.PHONY: peers-native
+peers-native: peers ## compile llama.cpp for this very processor (cmake, ninja, a quarter of an hour)
+	@exec tests/bench/build_llama_cpp.sh
 
 .PHONY: bench-position
 bench-position: setup ## what a token costs early and late in a text, retention beside attention
@@ -94,4 +107,4 @@ lock: ## write both lock files from the environments as they are
 
 .PHONY: clean
 clean: ## remove what was generated (environments, models, runs)
-	rm -rf .venv .triton .backends model_repository/*/ training/runs
+	rm -rf .venv .triton .peers .backends model_repository/*/ training/runs

@@ -27,7 +27,7 @@ class BareSession:
         self._logits = np.zeros((rows, self.manifest.vocab_size), np.float32)
 
     def rate(self, workload: Workload) -> float:
-        """New tokens per second, prompts included."""
+        """Tokens per second of the whole workload, prompts included."""
         for state in self._states:
             state[: workload.streams, ..., 0] = 0
         prompts = workload.prompts(self.manifest.vocab_size)
@@ -38,7 +38,7 @@ class BareSession:
             tokens = self._logits[: workload.streams].argmax(axis=1)[:, None]
             self._run(0, workload.streams, tokens, np.full_like(tokens, position))
         self._logits[: workload.streams].argmax(axis=1)
-        return workload.total_new_tokens / (time.perf_counter() - start)
+        return workload.tokens / (time.perf_counter() - start)
 
     def _run(self, first: int, stop: int, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
         binding = self._session.io_binding()

@@ -31,13 +31,13 @@ class Waiting:
         return False
 
 
-def start_engine(version: Path) -> Engine:
-    """The engine of an installed version directory, with the settings that a server would use."""
-    return load_engine(version, EngineSettings(), MemoryMetrics())
+def start_engine(version: Path, slots: int) -> Engine:
+    """The engine of an installed version directory, but for `slots` with the settings of a server."""
+    return load_engine(version, EngineSettings(slots=max(slots, EngineSettings().slots)), MemoryMetrics())
 
 
 def engine_rate(engine: Engine, workload: Workload) -> float:
-    """New tokens per second, prompts included."""
+    """Tokens per second of the whole workload, prompts included."""
     values = {
         "max_tokens": workload.new_tokens,
         "min_tokens": workload.new_tokens,
@@ -57,4 +57,4 @@ def engine_rate(engine: Engine, workload: Workload) -> float:
         sink.ended.wait()
         if sink.error:
             raise RuntimeError(sink.error)
-    return workload.total_new_tokens / (time.perf_counter() - start)
+    return workload.tokens / (time.perf_counter() - start)

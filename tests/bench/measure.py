@@ -24,6 +24,7 @@ class Row:
     goal: float
     met: bool
     spread: str
+    streams: int = 1
 
 
 def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -37,7 +38,15 @@ def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict
     return figures
 
 
-def compare(name: str, *, ours: Sequence[float], peer: Sequence[float], peer_name: str, goal: float) -> Row:
+def compare(
+    name: str,
+    *,
+    ours: Sequence[float],
+    peer: Sequence[float],
+    peer_name: str,
+    goal: float,
+    streams: int = 1,
+) -> Row:
     """The row for figures of both sides taken in the same rounds."""
     ratios = [mine / theirs for mine, theirs in zip(ours, peer, strict=True)]
     ratio = statistics.median(ratios)
@@ -50,12 +59,23 @@ def compare(name: str, *, ours: Sequence[float], peer: Sequence[float], peer_nam
         goal=goal,
         met=ratio >= goal,
         spread=f"{min(ratios):.2f}-{max(ratios):.2f}",
+        streams=streams,
     )
 
 
 def machine() -> dict[str, str | int]:
     """What the figures were taken on."""
-    return {"processor": platform.processor() or platform.machine(), "cores": len(os.sched_getaffinity(0))}
+    return {"processor": _processor(), "cores": len(os.sched_getaffinity(0))}
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return platform.processor() or platform.machine()
+    facts = dict(line.split(":", 1) for line in information.read_text().splitlines() if ":" in line)
+    facts = {name.strip(): fact.strip() for name, fact in facts.items()}
+    vectors = [flag for flag in ("avx2", "avx512f", "avx512_vnni") if flag in facts.get("flags", "").split()]
+    return " ".join((facts.get("model name", platform.machine()), *vectors))
 
 
 def write_results(rows: Sequence[Row], path: Path) -> None:

@@ -13,6 +13,8 @@ from tests.bench.workload import Workload
 class TransformersPeer:
     """A causal language model read from a GGUF file or a Hugging Face directory."""
 
+    name = "transformers fp32"
+
     def __init__(self, source: Path) -> None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         transformers.utils.logging.disable_progress_bar()
@@ -24,7 +26,7 @@ class TransformersPeer:
         self._vocab_size: int = self._model.config.vocab_size
 
     def rate(self, workload: Workload) -> float:
-        """New tokens per second, prompts included."""
+        """Tokens per second of the whole workload, prompts included."""
         prompts = torch.from_numpy(workload.prompts(self._vocab_size))
         start = time.perf_counter()
         with torch.inference_mode():
@@ -37,4 +39,8 @@ class TransformersPeer:
             )
         duration = time.perf_counter() - start
         assert ids.shape == (workload.streams, workload.prompt_tokens + workload.new_tokens)
-        return workload.total_new_tokens / duration
+        return workload.tokens / duration
+
+    def close(self) -> None:
+        """Give the memory back."""
+        del self._model

@@ -8,16 +8,24 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Workload:
-    """`streams` sequences at once, each with its own random prompt."""
+    """`streams` sequences at once, each with its own random prompt; one new token makes it a prefill."""
 
     streams: int
     prompt_tokens: int
     new_tokens: int
 
     @property
-    def total_new_tokens(self) -> int:
-        """Tokens written by one measurement."""
-        return self.streams * self.new_tokens
+    def name(self) -> str:
+        """How a row calls it."""
+        if self.new_tokens == 1:
+            return f"prefill of {self.prompt_tokens}"
+        prompt = f", prompts of {self.prompt_tokens}" if self.prompt_tokens > 32 else ""
+        return f"{self.streams} stream{'s' * (self.streams > 1)}{prompt}"
+
+    @property
+    def tokens(self) -> int:
+        """What a rate counts: the new tokens, of a prefill those of the prompts."""
+        return self.streams * (self.prompt_tokens if self.new_tokens == 1 else self.new_tokens)
 
     def prompts(self, vocab_size: int) -> NDArray[np.int64]:
         """Token ids (streams, prompt_tokens), the same at every call."""

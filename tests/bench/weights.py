@@ -1,0 +1,71 @@
+"""One model's weights in the form that each contender reads; what is missing is made once."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import transformers
+
+from export.sources import find_source
+from tests.bench.gguf_files import BLOCK_TYPES, gguf_from_gguf, gguf_from_llama
+from tests.bench.reference import llama_directory
+from training.checkpoint import atomic_directory
+
+HERE = Path(__file__).parent
+MODELS = HERE / "models"
+REFERENCE = "llama-32m"
+NAMES = ("smollm2", REFERENCE)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """The weights of `model`, one of NAMES."""
+
+    model: str
+
+    def source(self) -> Path:
+        """What all forms are made from: a Hugging Face directory, or the packaged GGUF."""
+        return llama_directory(MODELS / REFERENCE) if self.is_reference else find_source(self.model, None)
+
+    @property
+    def is_reference(self) -> bool:
+        return self.model == REFERENCE
+
+    def installed(self, precision: str) -> Path:
+        """The engine's version directory, as `trident export` installs it."""
+        repository = self.repository(precision)
+        command = [sys.executable, "-m", "export", "--model", self.model, "--precision", precision]
+        known = ["--source", str(self.source())] if self.is_reference else []
+        subprocess.run([*command, *known, "--repository", str(repository)], check=True)
+        versions = (repository / f"{self.model}_engine").glob("[0-9]*")
+        return max(versions, key=lambda path: int(path.name))
+
+    def repository(self, precision: str) -> Path:
+        """The model repository of one precision."""
+        return MODELS / precision
+
+    def gguf(self, precision: str) -> dict[str, Path]:
+        """llama.cpp's files of that bit width, by the name of their type; the packaged one as it is."""
+        files = {}
+        for block_type in BLOCK_TYPES[precision]:
+            path = MODELS / "gguf" / f"{self.model}.{block_type}.gguf"
+            if not path.exists():
+                write = gguf_from_llama if self.is_reference else gguf_from_gguf
+                write(self.source(), path, block_type)
+            files[block_type] = path
+        if precision == "int4" and not self.is_reference:
+            files["Q4_1 as packaged"] = self.source()
+        return files
+
+    def huggingface(self) -> Path:
+        """A Hugging Face directory in float32."""
+        source = self.source()
+        directory = source if source.is_dir() else MODELS / f"{self.model}-huggingface"
+        if not directory.is_dir():
+            file = {"gguf_file": source.name}
+            with atomic_directory(directory) as fresh:
+                model = transformers.AutoModelForCausalLM.from_pretrained(source.parent, **file)
+                model.save_pretrained(fresh)
+                transformers.AutoTokenizer.from_pretrained(source.parent, **file).save_pretrained(fresh)
+        return directory
