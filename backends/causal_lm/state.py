@@ -2,7 +2,7 @@
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.causal_lm.manifest import State
+
+Bytes = NDArray[np.uint8]
 
 
 class StatePools:
@@ -36,6 +38,37 @@ class StatePools:
                 pool[target, :, :length] = pool[source, :, :length]
             else:
                 pool[target] = pool[source]
+
+    def save(self, row: int, kinds: Collection[str], start: int, stop: int) -> Bytes:
+        """A copy of a row's states of these `kinds`, one behind another: `kv` at positions [start, stop)."""
+        views = list(self._views(row, kinds, start, stop))
+        saved = np.empty(sum(view.nbytes for view in views), np.uint8)
+        for view, part in _paired(views, saved):
+            part[...] = view
+        return saved
+
+    def load(self, row: int, kinds: Collection[str], start: int, stop: int, saved: Bytes) -> None:
+        """Write back what `save` gave for the same kinds and positions; ValueError for another size."""
+        views = list(self._views(row, kinds, start, stop))
+        size = sum(view.nbytes for view in views)
+        if saved.nbytes != size:
+            raise ValueError(f"a saved state has {saved.nbytes} bytes, {size} are needed")
+        for view, part in _paired(views, saved):
+            view[...] = part
+
+    def _views(self, row: int, kinds: Collection[str], start: int, stop: int) -> Iterator[NDArray[Any]]:
+        for state, pool in zip(self.states, self.pools, strict=True):
+            if state.kind in kinds:
+                yield pool[row, :, start:stop] if state.kind == "kv" else pool[row]
+
+
+def _paired(views: list[NDArray[Any]], saved: Bytes) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Each view with its part of the saved bytes."""
+    offset = 0
+    for view in views:
+        part = saved[offset : offset + view.nbytes]
+        offset += view.nbytes
+        yield view, part.view(view.dtype).reshape(view.shape)
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:

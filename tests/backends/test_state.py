@@ -2,6 +2,7 @@
 
 import numpy as np
 import psutil
+import pytest
 
 from backends.causal_lm.manifest import State
 from backends.causal_lm.state import StatePools
@@ -52,3 +53,35 @@ def test_a_reset_zeroes_the_recurrent_state_of_its_row_only() -> None:
     assert not pools.pools[1][2].any()
     assert np.array_equal(pools.pools[1][[0, 1, 3]], before.pools[1][[0, 1, 3]])
     assert np.array_equal(pools.pools[0], before.pools[0])
+
+
+@pytest.mark.parametrize("kinds", [("kv",), ("recurrent",), ("kv", "recurrent")])
+def test_a_saved_state_comes_back_in_another_row_to_the_bit(kinds: tuple[str, ...]) -> None:
+    pools, before = filled(), filled()
+    saved = pools.save(3, kinds, 2, 7)
+    assert saved.nbytes == sum({"kv": 2 * 5 * 3 * 4, "recurrent": 2 * 3 * 5 * 2}[kind] for kind in kinds)
+    pools.load(1, kinds, 2, 7, saved)
+    for state, pool, old in zip(pools.states, pools.pools, before.pools, strict=True):
+        expected = old.copy()
+        if state.kind in kinds:
+            span = np.s_[:, 2:7] if state.kind == "kv" else np.s_[:]
+            expected[1][span] = old[3][span]
+        assert np.array_equal(pool, expected)
+
+
+def test_a_saved_state_does_not_change_with_its_row() -> None:
+    pools = filled()
+    saved = pools.save(3, ("kv", "recurrent"), 0, 8)
+    kept = saved.copy()
+    pools.reset(3)
+    pools.pools[0][3] = 5
+    assert np.array_equal(saved, kept)
+
+
+def test_a_saved_state_of_another_size_is_refused() -> None:
+    pools, before = filled(), filled()
+    saved = pools.save(3, ("kv", "recurrent"), 0, 8)
+    for wrong in (saved[:-4], np.append(saved, saved[:4])):
+        with pytest.raises(ValueError, match=r"180 are needed|252 are needed"):
+            pools.load(1, ("kv", "recurrent"), 0, 8, wrong)
+    assert all(np.array_equal(a, b) for a, b in zip(pools.pools, before.pools, strict=True))
