@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from backends.causal_lm.manifest import Manifest
 
-MAX_STOP_WORDS = 16
-MAX_STOP_LENGTH = 256
+MAX_WORDS = {"stop_words": 16, "bad_words": 64}
+MAX_WORD_LENGTH = 256
 
 
 class RequestError(ValueError):
@@ -18,7 +18,7 @@ class RequestError(ValueError):
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"invalid: {field}: {message}")
-        self.field = field
+        self.field, self.message = field, message
 
 
 class ContractReader:
@@ -69,21 +69,31 @@ class ContractReader:
         value = self._take(name)
         return None if value is None else _text(name, value)
 
-    def stop_words(self) -> tuple[str, ...]:
-        value = self._take("stop_words")
+    def words(self, name: str) -> tuple[str, ...]:
+        """`stop_words` or `bad_words`."""
+        value = self._take(name)
         if value is None:
             return ()
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-            raise RequestError("stop_words", f"{value!r} was given, a list of strings is needed")
-        words = tuple(_text("stop_words", word) for word in value)
-        if len(words) > MAX_STOP_WORDS:
-            raise RequestError("stop_words", f"{len(words)} were given, allowed are up to {MAX_STOP_WORDS}")
+            raise RequestError(name, f"{value!r} was given, a list of strings is needed")
+        words = tuple(_text(name, word) for word in value)
+        if len(words) > MAX_WORDS[name]:
+            raise RequestError(name, f"{len(words)} were given, allowed are up to {MAX_WORDS[name]}")
         for word in words:
-            if not 1 <= len(word) <= MAX_STOP_LENGTH:
+            if not 1 <= len(word) <= MAX_WORD_LENGTH:
                 raise RequestError(
-                    "stop_words", f"one has {len(word)} characters, allowed are 1 to {MAX_STOP_LENGTH}"
+                    name, f"one has {len(word)} characters, allowed are 1 to {MAX_WORD_LENGTH}"
                 )
         return words
+
+    def alias(self, name: str, other: str) -> None:
+        """Let `other` stand for `name`; both may be given if they agree."""
+        value = self._take(other)
+        if value is None:
+            return
+        if self._values.get(name, value) != value:
+            raise RequestError(other, f"{value!r} was given, but {name} is {self._values[name]!r}")
+        self._values = {**self._values, name: value}
 
     def logit_bias(self, vocab_size: int) -> dict[int, float]:
         text = self.optional_text("logit_bias")

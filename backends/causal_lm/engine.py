@@ -4,11 +4,13 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
 
 from backends.causal_lm.cancellation import EarlyCancels
 from backends.causal_lm.ending import Endings
+from backends.causal_lm.guidance import Guidance, Matcher
 from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.metrics import Metrics
 from backends.causal_lm.request import GenerationRequest, RequestError, Sink
@@ -39,7 +41,10 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.manifest = manifest
-        self._tokenizer = tokenizer
+        self._tokenizer, self._guidance = tokenizer, Guidance(tokenizer, manifest)
+        # Guides are compiled apart, one after another: neither a step nor an unguided request waits for one.
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="guides")
+        self._num_compiling = 0
         self._settings, self._metrics, self._clock = settings, metrics, clock
         self._scheduler: Scheduler[Sequence] = Scheduler(settings)
         self._early_cancels = EarlyCancels()
@@ -70,13 +75,16 @@ class Engine:
         return not self._broken
 
     def submit(self, request: GenerationRequest, sink: Sink) -> None:
-        """Queue a request; refused through `sink.fail` with `overloaded` or `unavailable`."""
-        now = self._clock()
-        sequence = Sequence(request, sink, manifest=self.manifest, tokenizer=self._tokenizer, now=now)
-        refusal = self._enqueue(sequence)
-        if refusal:
-            self._metrics.add("requests_failed_total", 1)
-            sink.fail(refusal.partition(":")[0], refusal)
+        """Queue a request; refused through `sink.fail` with `invalid`, `overloaded` or `unavailable`."""
+        try:
+            matcher = self._guidance.known(request.guide) if request.guide else None
+        except RequestError as error:
+            self._refuse(sink, str(error))
+            return
+        if request.guide is None or matcher is not None:
+            self._admit(request, sink, self._clock(), matcher)
+        elif refusal := self._compile_first(request, sink):
+            self._refuse(sink, refusal)
 
     def cancel(self, request_id: str) -> bool:
         """Cancel the requests with this id, or one that is still on its way; true if one was under way."""
@@ -98,7 +106,45 @@ class Engine:
                 self._refusal or "unavailable: engine: it is being stopped; send the request again"
             )
             self._changed.notify()
+        self._compiler.shutdown()
+        self._guidance.close()
         self._thread.join()
+
+    def _compile_first(self, request: GenerationRequest, sink: Sink) -> str:
+        """Have a guide compiled and the request admitted then; the refusal, or an empty string."""
+        with self._changed:
+            if self._refusal:
+                return self._refusal
+            if self._num_compiling >= self._settings.queue_size:
+                return str(OverloadedError(self._num_compiling))
+            self._num_compiling += 1
+            self._compiler.submit(self._admit_guided, request, sink, self._clock())
+        return ""
+
+    def _admit_guided(self, request: GenerationRequest, sink: Sink, now: float) -> None:
+        assert request.guide is not None, "the others are admitted at once"
+        try:
+            matcher = None if self._refusal else self._guidance.matcher(request.guide)
+            self._admit(request, sink, now, matcher)
+        except RequestError as error:
+            self._refuse(sink, str(error))
+        except Exception as error:
+            _LOGGER.exception("a guide could not be compiled")
+            self._refuse(sink, f"internal: engine: {error!r}")
+        finally:
+            with self._changed:
+                self._num_compiling -= 1
+
+    def _admit(self, request: GenerationRequest, sink: Sink, now: float, matcher: Matcher | None) -> None:
+        sequence = Sequence(
+            request, sink, manifest=self.manifest, tokenizer=self._tokenizer, now=now, matcher=matcher
+        )
+        if refusal := self._enqueue(sequence):
+            self._refuse(sink, refusal)
+
+    def _refuse(self, sink: Sink, message: str) -> None:
+        self._metrics.add("requests_failed_total", 1)
+        sink.fail(message.partition(":")[0], message)
 
     def _enqueue(self, sequence: Sequence) -> str:
         """Let a sequence wait; the refusal, or an empty string."""

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from backends.causal_lm.contract import ContractReader
 from backends.causal_lm.contract import RequestError as RequestError
 from backends.causal_lm.figures import Uncertainty
+from backends.causal_lm.guides import GUIDE, TYPE, Guide
 from backends.causal_lm.manifest import Manifest
+from backends.causal_lm.vllm_parameters import FIELD, expand
 
 FinishReason = Literal["", "stop", "length", "cancelled"]
 MAX_ALTERNATIVES = 20
@@ -44,6 +46,8 @@ class GenerationRequest:
     min_tokens: int = 0
     sampling: SamplingParameters = SamplingParameters()
     stop_words: tuple[str, ...] = ()
+    bad_words: tuple[str, ...] = ()
+    guide: Guide | None = None
     stream: bool = False
     exclude_input: bool = True
     return_log_probs: bool = False
@@ -58,8 +62,9 @@ class GenerationRequest:
 
         Raises RequestError naming the tensor, what was given and what is allowed.
         """
-        reader = ContractReader(values)
+        reader = ContractReader(_with_parameters(values))
         prompts = reader.prompts(manifest)
+        reader.alias("min_tokens", "min_length")
         room = manifest.max_length - max(map(len, prompts))
         max_tokens = reader.integer("max_tokens", min(room, manifest.sampling.max_tokens or room), low=1)
         request = cls(
@@ -68,7 +73,9 @@ class GenerationRequest:
             max_tokens=max_tokens,
             min_tokens=reader.integer("min_tokens", 0, low=0, high=max_tokens),
             sampling=_sampling(reader, manifest),
-            stop_words=reader.stop_words(),
+            stop_words=reader.words("stop_words"),
+            bad_words=reader.words("bad_words"),
+            guide=_guide(reader),
             stream=reader.boolean("stream", False),
             exclude_input=reader.boolean("exclude_input_in_output", True),
             return_log_probs=reader.boolean("return_log_probs", False),
@@ -123,6 +130,25 @@ class Sink(Protocol):
         ...
 
     def is_cancelled(self) -> bool: ...
+
+
+def _with_parameters(values: Mapping[str, object]) -> Mapping[str, object]:
+    """The values with those of `sampling_parameters` beside them; RequestError if one is there twice."""
+    text = ContractReader(values).optional_text(FIELD)
+    if text is None:
+        return values
+    direct = {name: value for name, value in values.items() if name != FIELD}
+    expanded = expand(text)
+    if twice := sorted(direct.keys() & expanded.keys()):
+        raise RequestError(FIELD, f"{twice[0]} is given there and as an input; give it once")
+    return direct | expanded
+
+
+def _guide(reader: ContractReader) -> Guide | None:
+    kind, text = reader.optional_text(TYPE), reader.optional_text(GUIDE)
+    if kind is None and text is not None:
+        raise RequestError(TYPE, f"is missing, it says what {GUIDE} is written in")
+    return None if kind is None else Guide.from_contract(kind, text)
 
 
 def _sampling(reader: ContractReader, manifest: Manifest) -> SamplingParameters:

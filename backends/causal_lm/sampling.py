@@ -1,7 +1,8 @@
 """From logits to a token, one row at a time, so that a crowd cannot change what a request draws."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +21,47 @@ class NonFiniteLogitsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A token, its log-probability in the raw distribution, and the likeliest alternatives."""
+    """A token, its log-probability in the raw distribution, and the likeliest alternatives.
+
+    `ends` says that nothing may follow it.
+    """
 
     token: int
     log_prob: float = 0.0
     alternatives: Mapping[int, float] = field(default_factory=dict)
+    ends: bool = False
+
+
+class Constraint(Protocol):
+    """Bars tokens by what has been said; `ends` once nothing more may be said."""
+
+    ends: bool
+
+    def restrict(self, row: Floats) -> None:
+        """Set the logits [V] of what must not come next to minus infinity."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """Take the chosen token."""
+        ...
 
 
 class Sampler:
     """Draws one request's tokens.
 
-    Order: penalties and bias, temperature, top-k, top-p, min-p. The request's own Philox stream, keyed by its
-    seed, gives one uniform number per drawn token, so the same seed draws the same text in any company.
+    Order: penalties and bias, constraints, temperature, top-k, top-p, min-p. The request's own Philox stream,
+    keyed by its seed, gives one uniform number per drawn token, so the same seed draws the same text in any
+    company.
     """
 
-    def __init__(self, request: GenerationRequest, vocab_size: int, eos: tuple[int, ...]) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        vocab_size: int,
+        eos: tuple[int, ...],
+        constraints: Sequence[Constraint] = (),
+    ) -> None:
+        self._constraints = constraints
         self._parameters = request.sampling
         self._min_tokens, self._eos = request.min_tokens, list(eos)
         self._log_probs = request.return_log_probs or request.num_log_probs > 0
@@ -57,16 +84,21 @@ class Sampler:
         if row is not logits:
             greedy = int(row.argmax())
         token = greedy if self._parameters.temperature < _COLDEST else self._draw(row, row[greedy])
+        self._advance(token)
+        return self._described(token, logits)
+
+    def _advance(self, token: int) -> None:
         self._generated += 1
         if self._counts is not None:
             self._counts[token] += 1
             self._seen[token] = True
-        return self._with_log_probs(token, logits) if self._log_probs else Choice(token)
+        for constraint in self._constraints:
+            constraint.advance(token)
 
     def _adjusted(self, logits: Floats) -> Floats:
-        """Penalties, bias and the bar on end-of-sequence, on a copy when there is any."""
+        """Penalties, bias, the bar on end-of-sequence, constraints, on a copy when there is any."""
         barred = self._generated < self._min_tokens
-        if self._counts is None and not barred and self._bias.size == 0:
+        if self._counts is None and not barred and self._bias.size == 0 and not self._constraints:
             return logits
         row = logits.copy()
         if self._counts is not None:
@@ -74,6 +106,8 @@ class Sampler:
         row[self._bias_ids] += self._bias
         if barred:
             row[self._eos] = -np.inf
+        for constraint in self._constraints:
+            constraint.restrict(row)
         return row
 
     def _penalise(self, row: Floats, counts: NDArray[np.int32]) -> None:
@@ -99,12 +133,15 @@ class Sampler:
         place = _place(weights, self._generator.random())
         return place if ids is None else int(ids[place])
 
-    def _with_log_probs(self, token: int, logits: Floats) -> Choice:
+    def _described(self, token: int, logits: Floats) -> Choice:
+        ends = any(constraint.ends for constraint in self._constraints)
+        if not self._log_probs:
+            return Choice(token, ends=ends)
         peak = float(logits.max())
         total = peak + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
         likeliest = largest(logits, self._num_alternatives) if self._num_alternatives else ()
         alternatives = {int(i): float(logits[i]) - total for i in likeliest}
-        return Choice(token, float(logits[token]) - total, alternatives)
+        return Choice(token, float(logits[token]) - total, alternatives, ends)
 
 
 def largest(row: Floats, count: int) -> Indices:

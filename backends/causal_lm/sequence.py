@@ -6,11 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from backends.causal_lm.bad_words import BadWords
 from backends.causal_lm.detokenize import Detokenizer, StopStrings
 from backends.causal_lm.figures import FigureLog
+from backends.causal_lm.guidance import Matcher
 from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.request import FinishReason, GenerationRequest, Output, Sink, Timings
-from backends.causal_lm.sampling import Choice, Sampler
+from backends.causal_lm.sampling import Choice, Constraint, Sampler
 from backends.causal_lm.scheduler import Row
 
 Floats = NDArray[np.float32]
@@ -24,7 +26,14 @@ class Sequence:
     """
 
     def __init__(
-        self, request: GenerationRequest, sink: Sink, *, manifest: Manifest, tokenizer: Tokenizer, now: float
+        self,
+        request: GenerationRequest,
+        sink: Sink,
+        *,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        now: float,
+        matcher: Matcher | None = None,
     ) -> None:
         self.request, self.sink = request, sink
         self.prompt_lengths = tuple(len(prompt) for prompt in request.prompts)
@@ -37,7 +46,8 @@ class Sequence:
         self.first_token: float | None = None
         self.last_token_at = now
         self.sent_at: float | None = None
-        self.sampler = Sampler(request, manifest.vocab_size, manifest.special_tokens.eos)
+        constraints = _constraints(request, tokenizer, matcher)
+        self.sampler = Sampler(request, manifest.vocab_size, manifest.special_tokens.eos, constraints)
         self._eos = manifest.special_tokens.eos
         self._limit = min(request.max_tokens, manifest.max_length - max(self.prompt_lengths))
         self._detokenizer = Detokenizer(tokenizer)
@@ -66,7 +76,7 @@ class Sequence:
         if choice.token in self._eos:
             return "stop"
         self._record(choice)
-        if self._show(self._detokenizer.push(choice.token)):
+        if self._show(self._detokenizer.push(choice.token)) or choice.ends:
             return "stop"
         return "length" if self._num_output_tokens >= self._limit else ""
 
@@ -127,6 +137,13 @@ class Sequence:
         first = now if self.first_token is None else self.first_token
         spans = (started - self.submitted, first - started, now - first)
         return Timings(*(round(seconds * 1e9) for seconds in spans))
+
+
+def _constraints(
+    request: GenerationRequest, tokenizer: Tokenizer, matcher: Matcher | None
+) -> list[Constraint]:
+    bad_words = [BadWords(request.bad_words, tokenizer)] if request.bad_words else []
+    return [*bad_words, *([matcher] if matcher is not None else [])]
 
 
 def _echo(request: GenerationRequest, tokenizer: Tokenizer) -> str:

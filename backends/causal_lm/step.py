@@ -11,6 +11,7 @@ from backends.causal_lm.averaging import averaged
 from backends.causal_lm.ending import Endings
 from backends.causal_lm.metrics import Metrics
 from backends.causal_lm.pacing import message_interval
+from backends.causal_lm.request import RequestError
 from backends.causal_lm.runner import Runner
 from backends.causal_lm.scheduler import Chunk, Row, Scheduler
 from backends.causal_lm.sequence import Sequence, next_inputs
@@ -133,6 +134,9 @@ class Stepper:
             reason = sequence.accept(choice, figures[rows], self._clock())
             if not reason:
                 self._send_due(sequence)
+        except RequestError as error:
+            self._endings.fail(sequence, "invalid", str(error))
+            return
         except Exception as error:
             self._endings.fail_internally(sequence, error)
             return
