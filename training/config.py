@@ -8,6 +8,7 @@ MAX_LAYERS = 100  # state names carry two digits, so that past and present sort 
 
 MixerName = Literal["attention", "gated_attention", "bayesian_attention", "retention"]
 FeedForwardName = Literal["mlp", "swiglu", "moe"]
+Decays = Literal["doubling", "spread"]
 
 
 class RopeScaling(BaseModel):
@@ -44,6 +45,10 @@ class ModelConfig(BaseModel):
     network, for `moe` of each expert. A last norm before the head belongs to `pre` placement only.
     `sliding_window` is how many tokens attention sees, its own the last; `qk_norm` puts an RMSNorm over
     each head's query and key, before rotation. `biases` `attention` is those of query, key, value and out.
+    `embedding_scale` multiplies the embedding, and `embedding_norm` puts a norm over it, positions included.
+    `decays` is how far the heads of a retention remember, 1 / (1 - γ): `doubling` from 32 tokens, head by
+    head, or `spread` evenly from 32 to 512, on a logarithmic scale. `retention_scaling` divides what a head
+    sums up by the root of its decays' sum, before its norm.
     `num_statistics` are the running sums of `bayesian_attention`, half of them counts; `mdl_coefficient`
     weighs the description-length penalty in its training.
     `balancing` keeps experts evenly used: `loss` by the losses that the two coefficients weigh, `bias` by a
@@ -79,6 +84,10 @@ class ModelConfig(BaseModel):
     rope_scaling: RopeScaling | None = None
     sliding_window: PositiveInt | None = None
     qk_norm: bool = False
+    decays: Decays = "doubling"
+    retention_scaling: bool = False
+    embedding_scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    embedding_norm: bool = False
 
     biases: Literal["none", "qkv", "attention", "all"] = "none"
     tied_head: bool = True
@@ -143,6 +152,14 @@ class ModelConfig(BaseModel):
         for field in (name for name, is_given in given.items() if is_given):
             if set(self.mixers) == {"retention"}:
                 raise ValueError(f"{field} is given, but no layer's mixer is an attention: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _retention_settings_fit(self) -> Self:
+        given = {"decays": self.decays != "doubling", "retention_scaling": self.retention_scaling}
+        for field in (name for name, is_given in given.items() if is_given):
+            if "retention" not in self.mixers:
+                raise ValueError(f"{field} is given, but no layer's mixer is 'retention': leave it out")
         return self
 
     @model_validator(mode="after")

@@ -41,6 +41,7 @@ class Decoder(nn.Module):
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         is_learned = config.position == "learned"
         self.position = nn.Embedding(config.max_length, config.d_model) if is_learned else None
+        self.embedding_norm = build_norm(config) if config.embedding_norm else nn.Identity()
         self.rotary = (
             Rotary(config.head_dim, config.max_length, config.rope_theta, config.rope_scaling)
             if config.needs_rotary
@@ -122,7 +123,12 @@ class Decoder(nn.Module):
 
     def _embed(self, input_ids: Tensor, positions: Tensor) -> Tensor:
         x: Tensor = self.embedding(input_ids)  # (B, T, C)
-        return x if self.position is None else x + self.position(positions)
+        if self.config.embedding_scale != 1:
+            x = x * self.config.embedding_scale
+        if self.position is not None:
+            x = x + self.position(positions)
+        normalised: Tensor = self.embedding_norm(x)
+        return normalised
 
     def _run_layers(self, x: Tensor, state: State | None, step: ForwardPass) -> tuple[Tensor, State]:
         before = iter(state or ())

@@ -16,7 +16,9 @@ from export.formats.origins import (
     stacked_experts,
     transposed,
 )
+from export.formats.retnet import RETNET_BUFFERS, RETNET_ORIGINS, check_retnet_buffers, retnet_settings
 from export.formats.rope_fields import rope_settings
+from export.formats.tensors import Tensors
 from training.config import ModelConfig
 
 ACTIVATIONS = {
@@ -33,20 +35,29 @@ ACTIVATIONS = {
 class Architecture:
     """How one `model_type` is read.
 
-    `settings` are ModelConfig's fields from config.json; `origins` by our module; `layers` names theirs;
-    `prefix` stands before every name but the head's, or is left out; `buffers` match what is no weight.
+    `settings` are ModelConfig's fields from config.json; `origins` by our module; `layers` names theirs.
+    One of `prefixes` stands before every name but the head's, or before none; `aliases` are names that
+    another library has for the same tensor. `buffers` match what is no weight, which `check` may read.
     """
 
     settings: Callable[[Fields], dict[str, Any]]
     origins: Mapping[str, Origin]
     layers: str = "layers.{}."
-    prefix: str = "model."
+    prefixes: tuple[str, ...] = ("model.",)
+    aliases: Mapping[str, str] = field(default_factory=dict)
     buffers: re.Pattern[str] = field(default=re.compile(r".*rotary_emb\.inv_freq"))
+    check: Callable[[ModelConfig, Tensors], None] = field(default=lambda config, tensors: None)
+
+    def short(self, name: str) -> str:
+        """The name by which `origins` know the tensor called `name`."""
+        for prefix in self.prefixes:
+            name = name.removeprefix(prefix)
+        return self.aliases.get(name, name)
 
 
 def _gpt2(fields: Fields) -> dict[str, Any]:
     for name, served in {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}.items():
-        _require(fields, name, fields.flag(name, served), served)
+        fields.require(name, fields.flag(name, served), served)
     width, heads = fields.integer("n_embd"), fields.integer("n_head")
     return {
         "vocab_size": fields.integer("vocab_size"),
@@ -107,7 +118,7 @@ def _phi3(fields: Fields) -> dict[str, Any]:
 
 def _llama_like(fields: Fields, *, head_dim: int | None = None, theta: float = 10_000.0) -> dict[str, Any]:
     """What all of LLaMA's kind have in common; the defaults are those of transformers' classes."""
-    _require(fields, "hidden_act", _activation(fields, "hidden_act", "silu"), "silu")
+    fields.require("hidden_act", _activation(fields, "hidden_act", "silu"), "silu")
     width, heads = fields.integer("hidden_size"), fields.integer("num_attention_heads")
     return {
         "vocab_size": fields.integer("vocab_size"),
@@ -140,11 +151,6 @@ def _activation(fields: Fields, name: str, default: str) -> str:
     if given not in ACTIVATIONS:
         raise ExportError(f"{fields.file}: {name} is {given!r}; supported are {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[given]
-
-
-def _require(fields: Fields, name: str, given: object, served: object) -> None:
-    if given != served:
-        raise ExportError(f"{fields.file}: {name} is {given!r}; supported is {served!r}")
 
 
 def _qkv_sizes(config: ModelConfig) -> tuple[int, int, int]:
@@ -205,7 +211,7 @@ PHI3_ORIGINS = LLAMA_ORIGINS | {
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": Architecture(
-        _gpt2, GPT2_ORIGINS, "h.{}.", "transformer.", re.compile(r"h\.\d+\.attn\.(masked_)?bias")
+        _gpt2, GPT2_ORIGINS, "h.{}.", ("transformer.",), buffers=re.compile(r"h\.\d+\.attn\.(masked_)?bias")
     ),
     "llama": Architecture(_llama, LLAMA_ORIGINS),
     "mistral": Architecture(_mistral, LLAMA_ORIGINS),
@@ -213,4 +219,12 @@ ARCHITECTURES: dict[str, Architecture] = {
     "phi3": Architecture(_phi3, PHI3_ORIGINS),
     "qwen2": Architecture(_qwen2, LLAMA_ORIGINS),
     "qwen3": Architecture(_qwen3, QWEN3_ORIGINS),
+    "retnet": Architecture(
+        retnet_settings,
+        RETNET_ORIGINS,
+        prefixes=("model.", "decoder."),
+        aliases={"output_projection.weight": "lm_head.weight"},
+        buffers=RETNET_BUFFERS,
+        check=check_retnet_buffers,
+    ),
 }

@@ -19,8 +19,11 @@ class Fields:
         return self.values.get(name) is not None
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """A whole number; ExportError if it is another thing, or absent without default."""
-        return self._typed(name, default, int, "a whole number")
+        """A whole number of 64 bits; ExportError if it is another thing, or absent without default."""
+        value = self._typed(name, default, int, "a whole number")
+        if abs(value) >= 1 << 63:
+            raise self._wrong(name, "a whole number of 64 bits")
+        return value
 
     def number(self, name: str, default: float | None = None) -> float:
         """A finite number."""
@@ -46,6 +49,11 @@ class Fields:
         if not isinstance(value, dict):
             raise self._wrong(name, "an object")
         return Fields(value, f"{self.file}: {name}")
+
+    def require(self, name: str, given: object, served: object) -> None:
+        """ExportError unless what is `given` by the field, or by its absence, is what is served."""
+        if given != served:
+            raise ExportError(f"{self.file}: {name} is {given!r}; supported is {served!r}")
 
     def _typed(self, name: str, default: T | None, kind: type[T], what: str) -> T:
         value = self.values.get(name)

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from export.errors import ExportError
 from export.formats.ggml_blocks import VERSION_1, VERSION_2, VERSION_3, BlockType
-from export.formats.gguf import unpermuted
 from export.formats.imported import Checkpoint, TokenizerFiles
-from export.formats.origins import Origin, module, sources_for
+from export.formats.origins import Origin, module, sources_for, unpermuted
 from export.formats.sentencepiece_bpe import CONTROL, NORMAL, SPACE, UNKNOWN, sentencepiece_tokenizer
 from export.formats.tensors import TensorInfo, decoder_from_sources, refuse_unknown
 from export.manifest import SpecialTokens

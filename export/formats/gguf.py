@@ -3,7 +3,7 @@
 Source: the GGUF specification (github.com/ggml-org/ggml, docs/gguf.md).
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from export.formats.fields import Fields
 from export.formats.gguf_header import require_sound_header
 from export.formats.gguf_tokenizer import special_tokens_from_metadata, tokenizer_files_from_metadata
 from export.formats.imported import Checkpoint
-from export.formats.origins import Origin, module, sources_for
-from export.formats.tensors import Source, TensorInfo, decoder_from_sources, refuse_unknown
+from export.formats.origins import Origin, module, sources_for, unpermuted
+from export.formats.tensors import TensorInfo, decoder_from_sources, refuse_unknown
 from training.checkpoint import describe_errors
 from training.config import ModelConfig
 from training.decoder import Decoder
@@ -31,14 +31,6 @@ READABLE = (
     *("F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"),
     *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"),
 )
-
-
-def unpermuted(name: str, heads: Callable[[ModelConfig], int]) -> Origin:
-    """Query or key, whose rotated pairs of channels lie beside each other; ours lie half a head apart."""
-    return lambda config, kind: Source(
-        (f"{name}.{kind}",), lambda tensors: unpermute(next(tensors), heads(config))
-    )
-
 
 ORIGINS: dict[str, Origin] = {
     "embedding": module("token_embd"),
@@ -180,15 +172,3 @@ def _refuse_variants(fields: Fields, tensors: Set[str], head_dim: int) -> None:
     found = [name for name, is_there in unsupported.items() if is_there]
     if found:
         raise ExportError(f"this llama file uses {', '.join(found)}, which is not supported")
-
-
-def unpermute(values: Tensor, num_heads: int) -> Tensor:
-    """Rows of q or k from pairs beside each other to half-split pairs: (H·D, …) -> (H·D, …).
-
-    Rows that are no whole pairs of so many heads are left as they are, so that their shape is refused.
-    """
-    rows, *rest = values.shape
-    if rows % (2 * num_heads):
-        return values
-    pairs = values.reshape(num_heads, rows // num_heads // 2, 2, *rest)
-    return pairs.swapaxes(1, 2).reshape(rows, *rest)

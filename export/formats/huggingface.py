@@ -1,7 +1,6 @@
 """Checkpoint directories of Hugging Face transformers: config.json, weights, tokenizer."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -74,7 +73,7 @@ def config_from_fields(fields: Fields) -> tuple[ModelConfig, Architecture]:
         raise ExportError(f"{fields.file}: the weights are quantized by {method}; import the original")
     architecture = ARCHITECTURES[kind]
     try:
-        return ModelConfig(mixer="attention", **architecture.settings(fields)), architecture
+        return ModelConfig(**{"mixer": "attention", **architecture.settings(fields)}), architecture
     except ValidationError as error:
         raise ExportError(f"{fields.file}: {describe_errors(error)}") from error
 
@@ -101,30 +100,34 @@ def _oddities(directory: Path) -> Iterator[str]:
         yield f"it has no {GENERATION_CONFIG}: only config.json and the tokenizer say what ends an answer"
 
 
-@dataclass(frozen=True)
-class WithoutPrefix:
-    """Tensors whose names may begin with a prefix, or not."""
+class ShortNames:
+    """Tensors under the names by which an architecture knows them; ExportError if two have the same."""
 
-    tensors: Tensors
-    prefix: str
+    def __init__(self, tensors: Tensors, architecture: Architecture) -> None:
+        self._tensors = tensors
+        self._full: dict[str, str] = {}
+        for full in tensors.infos:
+            other = self._full.setdefault(architecture.short(full), full)
+            if other != full:
+                raise ExportError(f"{other} and {full} are two names of one tensor")
 
     @property
     def infos(self) -> Mapping[str, TensorInfo]:
         """See Tensors.infos."""
-        return {name.removeprefix(self.prefix): info for name, info in self.tensors.infos.items()}
+        return {short: self._tensors.infos[full] for short, full in self._full.items()}
 
     def read(self, name: str) -> Tensor:
         """See Tensors.read."""
-        full = self.prefix + name
-        return self.tensors.read(full if full in self.tensors.infos else name)
+        return self._tensors.read(self._full[name])
 
 
 def _decoder(config: ModelConfig, architecture: Architecture, tensors: Tensors) -> Decoder:
-    short = WithoutPrefix(tensors, architecture.prefix)
+    short = ShortNames(tensors, architecture)
     sources = sources_for(config, architecture.origins, architecture.layers)
     known = {name for source in sources.values() for name in source.names}
     found = {name for name in short.infos if not architecture.buffers.fullmatch(name)}
     refuse_unknown(known | ({HEAD} if config.tied_head else set()), found)
+    architecture.check(config, short)
     decoder = decoder_from_sources(config, sources, short)
     if config.tied_head and HEAD in found and not torch.equal(short.read(HEAD), decoder.embedding.weight):
         raise ExportError(

@@ -41,6 +41,13 @@ def transposed(name: str) -> Origin:
     return lambda _, kind: Source((f"{name}.{kind}",), lambda tensors: _transpose(next(tensors)))
 
 
+def unpermuted(name: str, heads: Callable[[ModelConfig], int]) -> Origin:
+    """Query or key, whose rotated pairs of channels lie beside each other; ours lie half a head apart."""
+    return lambda config, kind: Source(
+        (f"{name}.{kind}",), lambda tensors: unpermute(next(tensors), heads(config))
+    )
+
+
 def rows(name: str, sizes: Callable[[ModelConfig], Sequence[int]], index: int) -> Origin:
     """Part `index` of a linear layer that computes several at once, of so many rows each."""
     return lambda config, kind: Source(
@@ -73,6 +80,18 @@ def interleaved_experts(gate: str, up: str) -> Origin:
 
 def _transpose(tensor: Tensor) -> Tensor:
     return tensor.T if tensor.ndim == 2 else tensor
+
+
+def unpermute(values: Tensor, num_heads: int) -> Tensor:
+    """Rows of q or k from pairs beside each other to half-split pairs: (H·D, …) -> (H·D, …).
+
+    Rows that are no whole pairs of so many heads are left as they are, so that their shape is refused.
+    """
+    rows, *rest = values.shape
+    if rows % (2 * num_heads):
+        return values
+    pairs = values.reshape(num_heads, rows // num_heads // 2, 2, *rest)
+    return pairs.swapaxes(1, 2).reshape(rows, *rest)
 
 
 def _part(tensor: Tensor, sizes: Sequence[int], index: int) -> Tensor:

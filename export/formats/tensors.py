@@ -91,9 +91,9 @@ def expected_shapes(config: ModelConfig) -> dict[str, torch.Size]:
             f"a context of {config.max_length} tokens with heads of {config.head_dim} is too long: tables of "
             f"at most {MAX_ROTARY_ANGLES} angles are made"
         )
-    sizes = ("vocab_size", "d_model", "d_ff", "num_heads", "head_dim", "num_experts")
+    sizes = ("vocab_size", "d_model", "d_ff", "num_heads", "head_dim", "value_dim", "num_experts")
     for name in sizes:
-        if getattr(config, name) > MAX_WIDTH:
+        if (getattr(config, name) or 0) > MAX_WIDTH:
             raise ExportError(f"{name} is {getattr(config, name)}; at most {MAX_WIDTH} is supported")
     with torch.device("meta"):
         return {name: tensor.shape for name, tensor in Decoder(config).own_tensors().items()}

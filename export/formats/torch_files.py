@@ -11,6 +11,7 @@ from export.errors import ExportError
 from export.formats.tensors import TensorInfo
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+WRAPPINGS = ("state_dict", "model")  # the keys under which trainers save the tensors
 PICKLE = "data.pkl"
 MAX_PICKLE_BYTES = 64 << 20
 
@@ -49,8 +50,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # whatever a damaged or hostile pickle makes the reader raise
         reason = str(error).partition("\n")[0].partition("(1)")[0].strip()
         raise ExportError(f"{path} holds more than tensors, or is damaged: {reason}") from error
-    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
-        value = value["state_dict"]
+    for wrapping in WRAPPINGS:
+        if isinstance(value, dict) and isinstance(value.get(wrapping), dict):
+            value = value[wrapping]
     if not isinstance(value, dict):
         raise ExportError(f"{path} holds a {type(value).__name__}; a dict of tensors is needed")
     for name, tensor in value.items():

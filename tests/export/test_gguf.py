@@ -11,8 +11,9 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from export.errors import ExportError
-from export.formats.gguf import open_gguf, unpermute
+from export.formats.gguf import open_gguf
 from export.formats.imported import ImportedModel
+from export.formats.origins import unpermute
 from export.sources import MODELS
 from tests.export.tiny_gguf import TinyLlama
 

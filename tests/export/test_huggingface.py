@@ -13,7 +13,8 @@ IDS = torch.randint(0, 300, (2, 96), generator=torch.Generator().manual_seed(0))
 
 
 def test_every_architecture_in_the_table_has_a_parity_test() -> None:
-    assert {case.model_type for case in CASES} == set(ARCHITECTURES)
+    """RetNet's is test_retnet.py: transformers has none."""
+    assert {case.model_type for case in CASES} | {"retnet"} == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.model_type}-{case.name}")

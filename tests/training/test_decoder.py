@@ -25,10 +25,15 @@ POST_NORM = ModelConfig(**PRESETS["gpt2-tiny"].model_dump() | {"norm_placement":
 BIAS_BALANCED = ModelConfig(
     **PRESETS["retnet-moe-tiny"].model_dump() | {"balancing": "bias", "num_shared_experts": 1}
 )
+AS_PUBLISHED = ModelConfig(
+    **PRESETS["retnet-moe-tiny"].model_dump()
+    | {"decays": "spread", "retention_scaling": True, "embedding_scale": 8.0, "embedding_norm": True}
+)
 CONFIGS = {name: PRESETS[name] for name in NAMES} | {
     "hybrid": HYBRID,
     "post-norm": POST_NORM,
     "bias-balanced": BIAS_BALANCED,
+    "retnet-as-published": AS_PUBLISHED,
 }
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 
@@ -123,6 +128,19 @@ def test_logits_and_figures_only_where_they_are_wanted_are_those_of_all_tokens(d
     assert figures.keys() == all_figures.keys()
     for name, figure in figures.items():
         torch.testing.assert_close(figure, all_figures[name][only], atol=1e-3, rtol=1e-4)
+
+
+def test_a_step_gives_logits_and_figures_at_the_places_asked_for(decoder: Decoder) -> None:
+    ids, places = random_ids(decoder, 2, 9), torch.tensor([[8, 0, 3], [1, 1, 7]])
+    all_figures, figures = dict[str, Tensor](), dict[str, Tensor]()
+    everywhere, _ = decoder(ids, extras=all_figures)
+    logits, after = decoder(ids, state=decoder.init_state(2), at=places, extras=figures)
+    rows = torch.arange(2)[:, None]
+    torch.testing.assert_close(logits, everywhere[rows, places], atol=1e-5, rtol=0)
+    for name, figure in figures.items():
+        torch.testing.assert_close(figure, all_figures[name][rows, places], atol=1e-3, rtol=1e-4)
+    for ours, theirs in zip(after, decoder(ids, state=decoder.init_state(2))[1], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_state_specs_name_and_shape_every_state_tensor() -> None:
@@ -222,3 +240,20 @@ def test_twenty_training_steps_give_the_recorded_losses(name: str) -> None:
     assert len(losses) == 20
     assert losses == pytest.approx(recorded, abs=1e-6)
     assert losses[-1] < losses[0] - 1
+
+
+@pytest.mark.parametrize("position", ["learned", "rope"])
+def test_what_the_layers_read_is_scaled_then_placed_then_normalised(position: str) -> None:
+    changes = {"position": position, "embedding_scale": 3.0, "embedding_norm": True, "norm": "layernorm"}
+    decoder = Decoder(ModelConfig(**PRESETS["llama-tiny"].model_dump() | changes)).requires_grad_(False)
+    decoder.embedding_norm.weight.uniform_(0.5, 2)
+    read: list[Tensor] = []
+    decoder.layers[0].register_forward_pre_hook(lambda module, args: read.append(args[0]))
+    ids = random_ids(decoder, 2, 9)
+    decoder(ids)
+    x = 3 * decoder.embedding.weight[ids]
+    if decoder.position is not None:
+        x = x + decoder.position.weight[:9]
+    x = x - x.mean(-1, keepdim=True)
+    expected = x / (x.square().mean(-1, keepdim=True) + decoder.config.norm_eps).sqrt()
+    torch.testing.assert_close(read[0], expected * decoder.embedding_norm.weight, rtol=0, atol=1e-5)

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.blocks.retention import chunkwise, decay_rates, parallel, recurrent, state_after
+from training.blocks.retention import (
+    chunkwise,
+    decay_rates,
+    decay_scale,
+    parallel,
+    recurrent,
+    state_after,
+)
 from training.decoder import Decoder
 from training.lowering import Eager
 from training.presets import PRESETS
@@ -101,6 +108,20 @@ def test_the_decay_of_each_head_is_exact() -> None:
     assert decay_rates(4).tolist() == [31 / 32, 63 / 64, 127 / 128, 255 / 256]
 
 
+def test_spread_decays_remember_from_32_to_512_tokens_evenly_in_the_logarithm() -> None:
+    memories = 1 / (1 - decay_rates(5, "spread"))
+    torch.testing.assert_close(memories, 2.0 ** torch.arange(5, 10, dtype=torch.float64), rtol=1e-12, atol=0)
+    torch.testing.assert_close(decay_rates(1, "spread"), decay_rates(1), rtol=1e-12, atol=0)
+
+
+def test_the_decay_scale_is_the_root_of_each_heads_summed_decays() -> None:
+    positions = torch.tensor([[0, 1, 2], [7, 500, 4095]])
+    actual = decay_scale(GAMMA.log(), positions)
+    for row, column in ((0, 0), (0, 2), (1, 0), (1, 1), (1, 2)):
+        total = sum(GAMMA**i for i in range(int(positions[row, column]) + 1))
+        torch.testing.assert_close(actual[row, column], total**-0.5, rtol=1e-12, atol=0)
+
+
 def test_half_precision_inputs_are_summed_in_float32() -> None:
     """A long sum of ones: bfloat16 stops counting at 256."""
     ones = torch.ones(1, 600, 1, 1, dtype=torch.bfloat16)
@@ -111,9 +132,10 @@ def test_half_precision_inputs_are_summed_in_float32() -> None:
     assert state_after(ones, ones, gamma, None).item() == 600
 
 
-def test_the_mixer_gates_and_normalises_each_head() -> None:
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_the_mixer_gates_and_normalises_each_head(is_scaled: bool) -> None:
     """The layer from its weights, with an explicit loop over tokens in float64."""
-    config = PRESETS["retnet-moe-tiny"]
+    config = PRESETS["retnet-moe-tiny"].model_copy(update={"retention_scaling": is_scaled})
     decoder = Decoder(config).double()
     mixer, rotary = decoder.layers[0].mixer, decoder.rotary
     x = torch.randn(1, 5, config.d_model, dtype=torch.float64)
@@ -130,9 +152,12 @@ def test_the_mixer_gates_and_normalises_each_head() -> None:
     v = mixer.value(x).view(1, 5, 2, 64)
     gamma = mixer.log_gamma.exp()
     state, outputs = torch.zeros(1, 2, 32, 64, dtype=torch.float64), []
+    total = torch.zeros(2, 1, dtype=torch.float64)
     for n in range(5):
         state = gamma[:, None, None] * state + k[:, n, :, :, None] / 32**0.5 * v[:, n, :, None]
         o = torch.einsum("bhk,bhkv->bhv", q[:, n], state)
+        total = gamma[:, None] * total + 1
+        o = o / total.sqrt() if is_scaled else o
         o = o / (o.square().mean(-1, keepdim=True) + config.norm_eps).sqrt()
         gate = mixer.gate(x[:, n])
         outputs.append(mixer.out(gate * gate.sigmoid() * o.flatten(1)))

@@ -2,7 +2,7 @@
 
 Three forms of one function, all `(q, k, v, gamma, state) -> (o, state)`: q, k (B, T, H, dk), v (B, T, H, dv),
 gamma (H,), state S (B, H, dk, dv) or None for zeros; o (B, T, H, dv). The state and the sums are float32 or
-better. Source: RetNet, arXiv 2307.08621, without its score normalisation, which would tell the forms apart.
+better. Source: RetNet, arXiv 2307.08621, without the normalisation of scores that would tell the forms apart.
 """
 
 import torch
@@ -13,7 +13,7 @@ from training.blocks.forward_pass import ForwardPass
 from training.blocks.mixer import Mixer
 from training.blocks.precision import at_least_float32, precise
 from training.blocks.state import State, StateSpec
-from training.config import ModelConfig
+from training.config import Decays, ModelConfig
 
 CHUNK = 64
 
@@ -115,9 +115,20 @@ def _state_before(k: Tensor, v: Tensor, state: Tensor | None) -> Tensor:
     return state.to(dtype)
 
 
-def decay_rates(num_heads: int) -> Tensor:
-    """γ of each head in float64, (H,): 1 - 2^(-5-h), from a memory of 32 tokens upwards."""
-    return 1 - 2.0 ** (-5 - torch.arange(num_heads, dtype=torch.float64, device="cpu"))
+def decay_rates(num_heads: int, kind: Decays = "doubling") -> Tensor:
+    """γ of each head in float64, (H,): 1 - 1 / M for a memory of M tokens.
+
+    M is 32 · 2^h, or `spread` over 32 to 512 evenly in its logarithm.
+    """
+    if kind == "doubling":
+        return 1 - 2.0 ** (-5 - torch.arange(num_heads, dtype=torch.float64, device="cpu"))
+    return 1 - torch.logspace(-5, -9, num_heads, base=2, dtype=torch.float64, device="cpu")
+
+
+def decay_scale(log_gamma: Tensor, positions: Tensor) -> Tensor:
+    """(Σ_{i<=n} γ^i)^-½ of each head at positions n (B, T), (B, T, H): 2307.08621's second normalisation."""
+    counts = (positions + 1).unsqueeze(-1)
+    return (torch.expm1(counts * log_gamma) / torch.expm1(log_gamma)).rsqrt()
 
 
 class Retention(Mixer):
@@ -137,7 +148,8 @@ class Retention(Mixer):
         self.value = nn.Linear(config.d_model, value_width, bias=config.biases != "none")
         self.gate = nn.Linear(config.d_model, value_width, bias=has_bias)
         self.out = nn.Linear(value_width, config.d_model, bias=has_bias)
-        self.register_buffer("log_gamma", decay_rates(config.num_heads).log().float(), persistent=False)
+        log_gamma = decay_rates(config.num_heads, config.decays).log().float()
+        self.register_buffer("log_gamma", log_gamma, persistent=False)
 
     def state_specs(self, layer: int) -> tuple[StateSpec, ...]:
         """The sum of faded key-value products, of the same size at every position."""
@@ -160,5 +172,8 @@ class Retention(Mixer):
             state=state,
             lengths=step.lengths,
         )
+        if self.config.retention_scaling:
+            # All that the norm after it leaves of this is how much its eps counts.
+            o = o * decay_scale(self.log_gamma, positions).unsqueeze(-1)
         o = F.rms_norm(o, (self.value_dim,), eps=self.config.norm_eps).type_as(x)
         return self.out(F.silu(self.gate(x)) * o.flatten(2)), state
