@@ -25,7 +25,9 @@ class Tensor(NamedTuple):
 _SHARED_INPUTS = {
     "max_tokens": Tensor("INT32", 1),
     "min_tokens": Tensor("INT32", 1),
+    "min_length": Tensor("INT32", 1),
     "stop_words": Tensor("BYTES", -1),
+    "bad_words": Tensor("BYTES", -1),
     "temperature": Tensor("FP32", 1),
     "top_k": Tensor("INT32", 1),
     "top_p": Tensor("FP32", 1),
@@ -35,6 +37,9 @@ _SHARED_INPUTS = {
     "frequency_penalty": Tensor("FP32", 1),
     "seed": Tensor("UINT64", 1),
     "logit_bias": Tensor("BYTES", 1),
+    "guided_decoding_guide_type": Tensor("BYTES", 1),
+    "guided_decoding_guide": Tensor("BYTES", 1),
+    "sampling_parameters": Tensor("BYTES", 1),
     "stream": Tensor("BOOL", 1),
     "exclude_input_in_output": Tensor("BOOL", 1),
     "return_log_probs": Tensor("BOOL", 1),
@@ -121,6 +126,7 @@ class GenerateRequest:
     max_tokens: int | None = None
     min_tokens: int | None = None
     stop_words: Sequence[str] | None = None
+    bad_words: Sequence[str] | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None
@@ -130,6 +136,8 @@ class GenerateRequest:
     frequency_penalty: float | None = None
     seed: int | None = None
     logit_bias: Mapping[int, float] | None = None
+    guided_decoding_guide_type: str | None = None
+    guided_decoding_guide: str | None = None
     stream: bool | None = None
     exclude_input_in_output: bool | None = None
     return_log_probs: bool | None = None

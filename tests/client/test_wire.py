@@ -20,6 +20,7 @@ def test_every_field_is_sent_with_the_contracts_type_and_a_leading_batch_axis():
         "max_tokens": 5,
         "min_tokens": 1,
         "stop_words": ["a", "日本"],
+        "bad_words": ["b", "c"],
         "temperature": 0.5,
         "top_k": 3,
         "top_p": 0.25,
@@ -29,16 +30,19 @@ def test_every_field_is_sent_with_the_contracts_type_and_a_leading_batch_axis():
         "frequency_penalty": 2.0,
         "seed": 2**64 - 1,
         "logit_bias": {7: -100.0},
+        "guided_decoding_guide_type": "regex",
+        "guided_decoding_guide": "a|ü",
         "stream": True,
         "exclude_input_in_output": False,
         "return_log_probs": True,
         "num_log_probs": 20,
     }
     sent = {t.name(): decoded(t) for t in GenerateRequest(**values).infer_inputs()}
-    assert set(sent) == set(INPUTS) - {"messages"}
+    for_other_clients = {"min_length", "sampling_parameters"}  # TensorRT-LLM's and vLLM's names of the same
+    assert set(sent) == set(INPUTS) - {"messages"} - for_other_clients
     for name, datatype, shape, _ in sent.values():
         assert datatype == INPUTS[name].datatype
-        assert shape == [1, 2 if name in {"stop_words", "evidence"} else 1]
+        assert shape == [1, 2 if name in {"stop_words", "bad_words", "evidence"} else 1]
     assert sent["text_input"][3] == struct.pack("<I", 6) + "héllo".encode()
     assert sent["stop_words"][3] == b"\x01\x00\x00\x00a\x06\x00\x00\x00" + "日本".encode()
     assert sent["seed"][3] == b"\xff" * 8

@@ -18,6 +18,7 @@ DTYPES: dict[str, Any] = {
     "num_permutations": np.int32,
     "max_tokens": np.int32,
     "min_tokens": np.int32,
+    "min_length": np.int32,
     "top_k": np.int32,
     "num_log_probs": np.int32,
     "seed": np.uint64,
@@ -29,7 +30,11 @@ DTYPES: dict[str, Any] = {
     "messages": np.object_,
     "evidence": np.object_,
     "stop_words": np.object_,
+    "bad_words": np.object_,
     "logit_bias": np.object_,
+    "guided_decoding_guide_type": np.object_,
+    "guided_decoding_guide": np.object_,
+    "sampling_parameters": np.object_,
 }
 
 
