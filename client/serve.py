@@ -46,7 +46,8 @@ class Plan:
 
 def serve(plan: Plan) -> None:
     """Run until SIGINT or SIGTERM, and leave no process behind; raises WireError with the reason."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell has its background jobs ignore SIGINT
+        signal.signal(number, _interrupt)
     check(plan)
     try:
         if not is_installed(plan):

@@ -51,11 +51,20 @@ def command(repository: Path, ports: list[int]) -> list[str]:
     return [*start, "--repository", str(repository), *options]
 
 
+def ignore_ctrl_c() -> None:
+    """What a shell does to its background jobs; `serve` is to heed it there as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 @contextmanager
 def serving(repository: Path) -> Iterator[Serving]:
     ports = free_ports(4)
     with subprocess.Popen(
-        command(repository, ports), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command(repository, ports),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=ignore_ctrl_c,
     ) as process:
         assert process.stdout is not None
         try:
