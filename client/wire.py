@@ -44,6 +44,7 @@ _SHARED_INPUTS = {
     "exclude_input_in_output": Tensor("BOOL", 1),
     "return_log_probs": Tensor("BOOL", 1),
     "num_log_probs": Tensor("INT32", 1),
+    "session_id": Tensor("BYTES", 1),
 }
 
 INPUTS = {
@@ -71,6 +72,7 @@ OUTPUTS = {
     "stop_reason": Tensor("BYTES", 1),
     "num_input_tokens": Tensor("INT32", 1),
     "num_output_tokens": Tensor("INT32", 1),
+    "num_cached_tokens": Tensor("INT32", 1),
     "cum_log_probs": Tensor("FP32", 1),
     "output_log_probs": Tensor("FP32", -1),
     "top_log_probs": Tensor("BYTES", 1),
@@ -142,6 +144,7 @@ class GenerateRequest:
     exclude_input_in_output: bool | None = None
     return_log_probs: bool | None = None
     num_log_probs: int | None = None
+    session_id: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("text_input", "messages", "input_ids") if getattr(self, name) is not None]
@@ -175,6 +178,7 @@ class GenerateResponse:
     stop_reason: str = ""
     num_input_tokens: int = 0
     num_output_tokens: int = 0
+    num_cached_tokens: int = 0
     cum_log_probs: float = 0.0
     output_log_probs: Sequence[float] = ()
     top_log_probs: Sequence[Mapping[str, float]] = ()

@@ -44,6 +44,7 @@ GENERATION_INPUTS: dict[str, TensorSpec] = {
     "exclude_input_in_output": TensorSpec("TYPE_BOOL"),
     "return_log_probs": TensorSpec("TYPE_BOOL"),
     "num_log_probs": TensorSpec("TYPE_INT32"),
+    "session_id": TensorSpec("TYPE_STRING"),
 }
 
 # What goes to both steps: the orders of the evidence follow from the seed, too.
@@ -59,6 +60,7 @@ OUTPUTS: dict[str, TensorSpec] = {
     "stop_reason": TensorSpec("TYPE_STRING"),
     "num_input_tokens": TensorSpec("TYPE_INT32"),
     "num_output_tokens": TensorSpec("TYPE_INT32"),
+    "num_cached_tokens": TensorSpec("TYPE_INT32"),
     "cum_log_probs": TensorSpec("TYPE_FP32"),
     "output_log_probs": TensorSpec("TYPE_FP32", (-1,)),
     "top_log_probs": TensorSpec("TYPE_STRING"),

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from client.wire import GenerateRequest
-from gateway.openai_messages import Body, Message, Unsupported
+from gateway.openai_guides import Guide, ResponseFormat, StructuredOutputs
+from gateway.openai_messages import Body, Message, Unsupported, contradiction
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16
 MAX_BLOCKS = 64
 MAX_PERMUTATIONS = 64
+MAX_BAD_WORDS = 64
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+_GUIDE_TENSORS = ("guided_decoding_guide_type", "guided_decoding_guide")
+
+BadWord = Annotated[str, Field(min_length=1, max_length=256)]
 LogProbs = Annotated[int, Field(ge=0, le=20)]
+SessionId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 def _as_list(value: Any) -> Any:
@@ -58,10 +64,11 @@ class StreamOptions(Body):
 class Sampling(Body):
     """The fields that chat and plain completions share.
 
-    The last six are extensions: four as in other servers, and evidence in several orders.
+    The last seven are extensions: four as in other servers, `session_id` (an OpenAI client's
+    `prompt_cache_key` does the same), and evidence in several orders.
     """
 
-    tensor_parameters: ClassVar[Mapping[str, str]] = {}
+    tensors_named: ClassVar[Mapping[str, str]] = {}
 
     model: Annotated[str, Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -83,19 +90,23 @@ class Sampling(Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    prompt_cache_key: SessionId | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    session_id: SessionId | None = None
     evidence: Annotated[list[str], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None
     num_permutations: Annotated[int, Field(ge=1, le=MAX_PERMUTATIONS)] | None = None
+    bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     @model_validator(mode="after")
     def _options_have_their_subject(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise _contradiction("stream_options", "it is only allowed when 'stream' is true")
+            raise contradiction("stream_options", "it is only allowed when 'stream' is true")
         if self.num_permutations is not None and self.evidence is None:
-            raise _contradiction("num_permutations", "it is only allowed with 'evidence', which it permutes")
+            raise contradiction("num_permutations", "it is only allowed with 'evidence', which it permutes")
         return self
 
     @property
@@ -115,12 +126,22 @@ class Sampling(Body):
         """Return the most tokens to generate."""
         return self.max_tokens
 
+    def guide(self) -> Guide | None:
+        """Return what the answer's form is to be."""
+        return self.structured_outputs.guide() if self.structured_outputs is not None else None
+
+    def tensor_parameters(self) -> Mapping[str, str]:
+        """Return this body's fields by the tensors that they became."""
+        guide = self.guide()
+        guides = {} if guide is None else dict.fromkeys(_GUIDE_TENSORS, guide.param)
+        return {**self.tensors_named, **guides}
+
     def requests(self) -> list[GenerateRequest]:
         """Return one request per choice: prompts in order, n of each; choice i has the seed + i."""
         return [self._request(prompt, i) for prompt in self.prompts() for i in range(self.n or 1)]
 
     def _request(self, prompt: Mapping[str, Any], i: int) -> GenerateRequest:
-        log_probs = self.log_probs()
+        log_probs, guide = self.log_probs(), self.guide()
         return GenerateRequest(
             **prompt,
             evidence=self.evidence,
@@ -128,6 +149,7 @@ class Sampling(Body):
             max_tokens=self.limit(),
             min_tokens=self.min_tokens,
             stop_words=self.stop or None,
+            bad_words=self.bad_words or None,
             temperature=self.temperature,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -137,22 +159,25 @@ class Sampling(Body):
             frequency_penalty=self.frequency_penalty,
             seed=None if self.seed is None else (self.seed + i) % 2**64,
             logit_bias=self.logit_bias or None,
+            guided_decoding_guide_type=None if guide is None else guide.kind,
+            guided_decoding_guide=None if guide is None else guide.text,
             stream=bool(self.stream),
             return_log_probs=None if log_probs is None else True,
             num_log_probs=log_probs,
+            session_id=self.session_id or self.prompt_cache_key,
         )
 
 
 class ChatRequest(Sampling):
     """The body of `POST /v1/chat/completions`."""
 
-    tensor_parameters: ClassVar[Mapping[str, str]] = {"text_input": "messages", "input_ids": "messages"}
+    tensors_named: ClassVar[Mapping[str, str]] = {"text_input": "messages", "input_ids": "messages"}
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: LogProbs | None = None
-    response_format: TextFormat | None = None
+    response_format: ResponseFormat | None = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
     parallel_tool_calls: Unsupported = None
@@ -170,9 +195,11 @@ class ChatRequest(Sampling):
     @model_validator(mode="after")
     def _agree(self) -> Self:
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise _contradiction("max_tokens", "give it or 'max_completion_tokens', not both")
+            raise contradiction("max_tokens", "give it or 'max_completion_tokens', not both")
         if self.top_logprobs is not None and not self.logprobs:
-            raise _contradiction("top_logprobs", "it is only allowed when 'logprobs' is true")
+            raise contradiction("top_logprobs", "it is only allowed when 'logprobs' is true")
+        if self.response_format is not None and self.structured_outputs is not None:
+            raise contradiction("structured_outputs", "give it or 'response_format', not both")
         return self
 
     def prompts(self) -> Sequence[Mapping[str, Any]]:
@@ -187,17 +214,15 @@ class ChatRequest(Sampling):
         """Return the most tokens to generate, by either of its names."""
         return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
 
-
-class TextFormat(Body):
-    """Plain text; JSON modes are refused."""
-
-    type: Literal["text"]
+    def guide(self) -> Guide | None:
+        """Return the guide, whichever field asks for one."""
+        return self.response_format.guide() if self.response_format is not None else super().guide()
 
 
 class CompletionRequest(Sampling):
     """The body of `POST /v1/completions`."""
 
-    tensor_parameters: ClassVar[Mapping[str, str]] = {"num_log_probs": "logprobs"}
+    tensors_named: ClassVar[Mapping[str, str]] = {"num_log_probs": "logprobs"}
 
     prompt: Annotated[
         list[Annotated[Any, AfterValidator(_one_prompt)]],
@@ -214,11 +239,11 @@ class CompletionRequest(Sampling):
     @model_validator(mode="after")
     def _text_where_it_is_needed(self) -> Self:
         if self.echo and self.logprobs is not None:
-            raise _contradiction("echo", "log-probs of the prompt are not available; leave out 'logprobs'")
+            raise contradiction("echo", "log-probs of the prompt are not available; leave out 'logprobs'")
         if self.echo and any(not isinstance(prompt, str) for prompt in self.prompt):
-            raise _contradiction("echo", "token ids have no text here to echo; send the prompt as a string")
+            raise contradiction("echo", "token ids have no text here to echo; send the prompt as a string")
         if self.evidence is not None and any(not isinstance(prompt, str) for prompt in self.prompt):
-            raise _contradiction("evidence", "token ids have no place for it; send the prompt as a string")
+            raise contradiction("evidence", "token ids have no place for it; send the prompt as a string")
         return self
 
     def prompts(self) -> Sequence[Mapping[str, Any]]:
@@ -229,11 +254,3 @@ class CompletionRequest(Sampling):
     def log_probs(self) -> int | None:
         """Return the alternatives asked for."""
         return self.logprobs
-
-
-def _contradiction(param: str, message: str) -> PydanticCustomError:
-    """Return an error of the whole body that names the field to change."""
-    return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
-
-
-ChatRequest.model_rebuild()

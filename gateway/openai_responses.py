@@ -136,11 +136,11 @@ class Answer:
             chunks.append(self._chunk(index, content, _FINISH_REASONS[response.finish_reason]))
         return chunks
 
-    def usage_chunk(self, usage: Mapping[str, int]) -> str:
+    def usage_chunk(self, usage: Mapping[str, Any]) -> str:
         """Return the chunk with the token counts and no choice."""
         return f'{self._head}],"usage":{_json(usage)}}}'
 
-    def document(self, responses: Sequence[GenerateResponse], usage: Mapping[str, int]) -> dict[str, Any]:
+    def document(self, responses: Sequence[GenerateResponse], usage: Mapping[str, Any]) -> dict[str, Any]:
         """Return the whole answer; `responses` holds the only response of each choice."""
         choices = [
             {
@@ -168,11 +168,17 @@ def extension(response: GenerateResponse) -> dict[str, Any]:
     return {"trident": told} if told else {}
 
 
-def usage_of(last: Sequence[GenerateResponse], choices_per_prompt: int) -> dict[str, int]:
+def usage_of(last: Sequence[GenerateResponse], choices_per_prompt: int) -> dict[str, Any]:
     """Return the token counts over the last response of each choice; a prompt counts once."""
-    prompt = sum(response.num_input_tokens for response in last[::choices_per_prompt])
+    first_choices = last[::choices_per_prompt]
+    prompt = sum(response.num_input_tokens for response in first_choices)
     completion = sum(response.num_output_tokens for response in last)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": sum(each.num_cached_tokens for each in first_choices)},
+    }
 
 
 def _json(value: Any) -> str:

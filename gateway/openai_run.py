@@ -132,10 +132,10 @@ class Run:
     def _in_order(self) -> list[GenerateResponse]:
         return [response for _, response in sorted(self._last.items())]
 
-    def _usage(self) -> dict[str, int]:
+    def _usage(self) -> dict[str, Any]:
         return usage_of(self._in_order(), self._body.n or 1)
 
     def _api_error(self, error: WireError) -> ApiError:
         if error.code == "internal":
             logger.error("generation failed", error=str(error))
-        return from_wire(error, self._body.tensor_parameters)
+        return from_wire(error, self._body.tensor_parameters())

@@ -16,6 +16,7 @@ from backends.causal_lm.vllm_parameters import FIELD, expand
 
 FinishReason = Literal["", "stop", "length", "cancelled"]
 MAX_ALTERNATIVES = 20
+MAX_SESSION_ID = 256  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class GenerationRequest:
     """One validated generation; counts are tokens.
 
     `prompts` are int64 [P] each: of several, the distributions of the next token are averaged.
+    `session_id` says which parked state the one at the end takes the place of.
     """
 
     id: str
@@ -53,6 +55,7 @@ class GenerationRequest:
     return_log_probs: bool = False
     num_log_probs: int = 0
     prompt: str | None = None
+    session_id: str | None = None
 
     @classmethod
     def from_values(
@@ -81,6 +84,7 @@ class GenerationRequest:
             return_log_probs=reader.boolean("return_log_probs", False),
             num_log_probs=reader.integer("num_log_probs", 0, low=0, high=MAX_ALTERNATIVES),
             prompt=reader.optional_text("prompt"),
+            session_id=_session_id(reader, len(prompts)),
         )
         reader.refuse_unknown()
         return request
@@ -107,6 +111,7 @@ class Output:
     token_ids: tuple[int, ...]
     num_input_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0
     finish_reason: FinishReason = ""
     stop_reason: str = ""
     cum_log_prob: float = 0.0
@@ -149,6 +154,17 @@ def _guide(reader: ContractReader) -> Guide | None:
     if kind is None and text is not None:
         raise RequestError(TYPE, f"is missing, it says what {GUIDE} is written in")
     return None if kind is None else Guide.from_contract(kind, text)
+
+
+def _session_id(reader: ContractReader, num_prompts: int) -> str | None:
+    session_id = reader.optional_text("session_id")
+    if session_id is not None and not 1 <= len(session_id) <= MAX_SESSION_ID:
+        raise RequestError(
+            "session_id", f"it has {len(session_id)} characters, allowed are 1 to {MAX_SESSION_ID}"
+        )
+    if session_id is not None and num_prompts > 1:
+        raise RequestError("session_id", f"{num_prompts} prompts were given, a session goes on with one")
+    return session_id
 
 
 def _sampling(reader: ContractReader, manifest: Manifest) -> SamplingParameters:

@@ -48,7 +48,7 @@ def write_state(path: Path, parked: Parked, identity: str) -> None:
     header = json.dumps({"identity": identity, "tokens": len(parked.tokens), "bytes": parked.state.nbytes})
     parts = (
         _MAGIC, struct.pack("<I", len(header)), header.encode(),
-        parked.tokens.tobytes(), memoryview(parked.state),
+        parked.tokens.tobytes(), parked.state.data,
     )  # fmt: skip
     partial = path.with_suffix(_PARTIAL)
     try:

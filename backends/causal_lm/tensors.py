@@ -38,6 +38,7 @@ INPUTS: Mapping[str, tuple[str, list[int]]] = {
     "exclude_input_in_output": ("TYPE_BOOL", [1]),
     "return_log_probs": ("TYPE_BOOL", [1]),
     "num_log_probs": ("TYPE_INT32", [1]),
+    "session_id": ("TYPE_STRING", [1]),
     "stop": ("TYPE_BOOL", [1]),
 }
 
@@ -48,6 +49,7 @@ OUTPUTS: Mapping[str, tuple[str, list[int]]] = {
     "stop_reason": ("TYPE_STRING", [1]),
     "num_input_tokens": ("TYPE_INT32", [1]),
     "num_output_tokens": ("TYPE_INT32", [1]),
+    "num_cached_tokens": ("TYPE_INT32", [1]),
     "cum_log_probs": ("TYPE_FP32", [1]),
     "output_log_probs": ("TYPE_FP32", [-1]),
     "top_log_probs": ("TYPE_STRING", [1]),
@@ -103,6 +105,7 @@ def arrays_from(output: Output) -> dict[str, Array]:
         "stop_reason": string(output.stop_reason),
         "num_input_tokens": np.array([[output.num_input_tokens]], dtype=np.int32),
         "num_output_tokens": np.array([[output.num_output_tokens]], dtype=np.int32),
+        "num_cached_tokens": np.array([[output.num_cached_tokens]], dtype=np.int32),
         "cum_log_probs": np.array([[output.cum_log_prob]], dtype=np.float32),
         "output_log_probs": np.array([output.log_probs], dtype=np.float32),
         "top_log_probs": string(json.dumps([dict(entry) for entry in output.top_log_probs])),

@@ -36,6 +36,7 @@ def test_every_field_is_sent_with_the_contracts_type_and_a_leading_batch_axis():
         "exclude_input_in_output": False,
         "return_log_probs": True,
         "num_log_probs": 20,
+        "session_id": "talk-1",
     }
     sent = {t.name(): decoded(t) for t in GenerateRequest(**values).infer_inputs()}
     for_other_clients = {"min_length", "sampling_parameters"}  # TensorRT-LLM's and vLLM's names of the same
@@ -104,6 +105,7 @@ def test_a_response_is_read_in_full():
         stop_reason="END",
         num_input_tokens=3,
         num_output_tokens=4,
+        num_cached_tokens=2,
         cum_log_probs=-1.5,
         output_log_probs=[-0.5, -1.0],
         top_log_probs='[{"5": -0.5}, {"6": -1.0}]',
@@ -116,6 +118,7 @@ def test_a_response_is_read_in_full():
         "END",
         3,
         4,
+        2,
         -1.5,
         [-0.5, -1.0],
         [{"5": -0.5}, {"6": -1.0}],

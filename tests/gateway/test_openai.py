@@ -26,6 +26,7 @@ async def test_a_chat_completion_comes_back_whole(openai_client, transport):
         "prompt_tokens": 7,
         "completion_tokens": 2,
         "total_tokens": 9,
+        "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert transport.asked == [GenerateRequest(messages=CHAT["messages"], stream=False)]
 
@@ -106,6 +107,15 @@ async def test_usage_comes_last_with_no_choices_only_when_asked_for(openai_clien
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
     assert last.choices == []
     assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.total_tokens) == (7, 2, 9)
+
+
+@pytest.mark.parametrize("field", ["session_id", "prompt_cache_key"])
+async def test_a_session_reaches_the_wire_and_usage_tells_what_it_saved(openai_client, transport, field):
+    transport.script = [GenerateResponse(finish_reason="stop", num_input_tokens=9, num_cached_tokens=6)]
+    completion = await openai_client.chat.completions.create(**CHAT, n=2, extra_body={field: "talk-1"})
+    assert [request.session_id for request in transport.asked] == ["talk-1"] * 2
+    assert completion.usage.prompt_tokens == 9
+    assert completion.usage.prompt_tokens_details.cached_tokens == 6
 
 
 async def test_text_in_the_last_response_is_sent_before_its_finish_reason(openai_client, transport):
