@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from export.graph_report import GraphOutcome
 from export.pipeline import ExportOptions, Outcome
 
 MEGABYTE = 1e6
@@ -85,3 +86,20 @@ def outcome_table(options: ExportOptions, outcome: Outcome) -> Table:
     for name, value in rows.items():
         table.add_row(name, value)
     return table
+
+
+def print_graph_outcome(outcome: GraphOutcome, console: Console | None = None) -> None:
+    """The same of a model that is no decoder: its comparisons, and what was noticed."""
+    console, report = console or Console(), outcome.report
+    if not outcome.is_new:
+        console.print(f"{report.model} is there and unchanged: {outcome.directory}", soft_wrap=True)
+        return
+    table = Table(title=f"{report.model}: against {report.reference}", show_header=False)
+    size = sum(file.bytes for file in report.artifact.values())
+    table.add_row("size", f"{size / MEGABYTE:.1f} MB")
+    for check in report.checks:
+        table.add_row(check.name, f"max |Δ| {check.max_error:.2g}")
+    for note in report.notes:
+        table.add_row("note", note)
+    table.add_row("where", str(outcome.directory))
+    console.print(table)

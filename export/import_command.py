@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from export.console import StageReporter, print_outcome
+from export.console import StageReporter, print_graph_outcome, print_outcome
 from export.errors import ExportError
+from export.formats.detect import detect_format
 from export.hub import SCHEME, download
 from export.manifest import Precision
 from export.pipeline import ExportOptions, check_name, export_model
@@ -26,11 +27,16 @@ def import_checkpoint(
         str, typer.Argument(help="A directory, a file, or hf://ORG/NAME.", show_default=False, metavar="PATH")
     ],
     name: Annotated[str | None, typer.Option(help="To serve under; by default after PATH.")] = None,
-    precision: Annotated[Precision, typer.Option(help="Of the weights.")] = "int8",
+    precision: Annotated[
+        Precision | None, typer.Option(help="Of the weights: int8 by default; a graph stays as it is.")
+    ] = None,
     chat_template: Annotated[
         Path | None, typer.Option(help="A Jinja file instead of the checkpoint's own template.")
     ] = None,
     max_length: Annotated[int | None, typer.Option(help="A shorter context, in tokens.")] = None,
+    example: Annotated[
+        Path | None, typer.Option(help="A .npz of inputs to prove a graph with, where random ones don't do.")
+    ] = None,
     repository: Annotated[Path, typer.Option(help="Triton's model repository.")] = Path("model_repository"),
     offline: Annotated[bool, typer.Option("--offline", help="Take a hub's files from the cache.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Import anew, even if nothing has changed.")] = False,
@@ -42,10 +48,16 @@ def import_checkpoint(
         path = (
             download(source, offline=offline) if source.startswith(SCHEME) else require_source(Path(source))
         )
+        if detect_format(path) == "onnx":
+            _refuse_for_graphs(precision=precision, chat_template=chat_template, max_length=max_length)
+            _import_graph(given, path, repository=repository, example=example, force=force)
+            return
+        if example is not None:
+            raise ExportError(f"{path} is no graph: --example is for those")
         options = ExportOptions(
             model=given,
             source=path,
-            precision=precision,
+            precision=precision or "int8",
             max_length=max_length,
             repository=repository,
             force=force,
@@ -54,6 +66,22 @@ def import_checkpoint(
         with StageReporter() as reporter:
             outcome = export_model(options, reporter.enter)
         print_outcome(options, outcome)
+
+
+def _refuse_for_graphs(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise ExportError(f"{flag} is for checkpoints; a graph is served as it is: leave it out")
+
+
+def _import_graph(name: str, path: Path, *, repository: Path, example: Path | None, force: bool) -> None:
+    # Here, because it loads ONNX Runtime, which no other format needs so early.
+    from export.graph_import import GraphOptions, import_graph
+
+    with StageReporter() as reporter:
+        outcome = import_graph(GraphOptions(name, path, repository, example, force), reporter.enter)
+    print_graph_outcome(outcome)
 
 
 def name_from(source: str) -> str:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from export.formats.chat_template import check_chat_template
 from export.formats.detect import Format, detect_format, source_files
 from export.formats.imported import Checkpoint
+from export.formats.onnx_graph import describe_port, read_graph
 from export.formats.readers import open_checkpoint
 from training.config import ModelConfig
 from training.decoder import Decoder, count_parameters
@@ -30,8 +31,29 @@ class Inspection:
 def inspect(path: Path) -> Inspection:
     """Describe the checkpoint at `path`. Raises ExportError where importing it would."""
     kind = detect_format(path)
+    if kind == "onnx":
+        return inspect_graph(path)
     checkpoint = open_checkpoint(path)
     return Inspection(tuple(_rows(path, kind, checkpoint)), tuple(_oddities(checkpoint)))
+
+
+def inspect_graph(path: Path) -> Inspection:
+    """Describe the ONNX graph at `path`."""
+    graph = read_graph(path)
+    model, size = graph.model, sum(file.stat().st_size for file in graph.files)
+    opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
+    names = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in names]
+    served = "causal_lm, as it is" if graph.is_decoder else "onnxruntime, as it is"
+    rows = (
+        ("format", f"onnx, {size / MEGABYTE:.1f} MB in {len(graph.files)} files"),
+        ("made by", f"{model.producer_name or 'nobody that says so'}; opset {opsets}"),
+        ("graph", f"{len(model.graph.node):,} nodes, {len(names):,} weights"),
+        ("inputs", "\n".join(map(describe_port, inputs))),
+        ("outputs", "\n".join(map(describe_port, model.graph.output))),
+        ("served as", served),
+    )
+    return Inspection(rows, ())
 
 
 def _rows(path: Path, kind: Format, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -39,17 +39,21 @@ def install(
     """
     require_passed(engine)
     repository.mkdir(parents=True, exist_ok=True)
-    _install(repository / tokenizer_name(model), tokenizer, tokenizer_config(model))
+    install_version(repository / tokenizer_name(model), tokenizer, tokenizer_config(model))
     config = engine_config(model, parameters or ENGINE_PARAMETERS, figures)
-    installed = _install(repository / engine_name(model), engine, config)
+    installed = install_version(repository / engine_name(model), engine, config)
     # The ensemble comes last: when clients can see it, its steps are there.
     nothing = engine.with_name(f"{engine.name}.ensemble")
     nothing.mkdir()
-    _install(repository / model, nothing, ensemble_config(model, figures))
+    install_version(repository / model, nothing, ensemble_config(model, figures))
     return installed
 
 
-def _install(target: Path, files: Path, config: str) -> Installed:
+def install_version(target: Path, files: Path, config: str) -> Installed:
+    """Make `files` the next version of the model at `target`, unless the last one has equal content.
+
+    `files` must be on the same filesystem; it is moved.
+    """
     latest = latest_version(target)
     current = target / str(latest)
     if latest and _content(current) == _content(files):

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Literal
 
 from export.errors import ExportError
-from export.formats.weight_files import CONFIG, checkpoint_files, contents, read_json
+from export.formats.weight_files import CONFIG, WEIGHTS, checkpoint_files, contents, find_graph, read_json
 from export.manifest import SourceStamp
 
-Format = Literal["ggml", "gguf", "trident", "huggingface", "safetensors", "pytorch"]
+Format = Literal["ggml", "gguf", "trident", "huggingface", "safetensors", "pytorch", "onnx"]
 
 GGUF_MAGIC = b"GGUF"
 GGML_MAGICS = (b"lmgg", b"fmgg", b"tjgg", b"algg", b"nsgg")  # the last two are refused by name
@@ -18,7 +18,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 CHUNK_BYTES = 1 << 20
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 SUPPORTED = (
-    "supported are a directory of Hugging Face or Trident, and a file of GGUF, GGML, safetensors or PyTorch"
+    "supported are a directory of Hugging Face or Trident, and a file of GGUF, GGML, safetensors, PyTorch "
+    "or ONNX"
 )
 
 SUFFIXES: dict[str, Format] = {
@@ -26,6 +27,7 @@ SUFFIXES: dict[str, Format] = {
     ".safetensors": "safetensors",
     ".pt": "pytorch",
     ".pth": "pytorch",
+    ".onnx": "onnx",
 }
 
 # What a Trident checkpoint is to export; anything else in it does not change the model.
@@ -50,6 +52,8 @@ def _directory_format(path: Path) -> Format:
     config = path / CONFIG
     if (path / ADAPTER_CONFIG).is_file():
         return "trident"
+    if _is_about_a_graph(path):
+        return "onnx"
     if not config.is_file():
         raise ExportError(f"{path} holds no {CONFIG}, but {', '.join(contents(path))}; {SUPPORTED}")
     values = read_json(config)
@@ -63,6 +67,11 @@ def _directory_format(path: Path) -> Format:
             f"{', '.join(sorted(values)[:10]) or 'nothing'}; {SUPPORTED}"
         )
     return "trident" if is_ours else "huggingface"
+
+
+def _is_about_a_graph(path: Path) -> bool:
+    """Whether a directory holds a graph, and no weights that a decoder could be made of."""
+    return find_graph(path) is not None and not any((path / name).is_file() for name in WEIGHTS)
 
 
 def _file_format(path: Path) -> Format:
@@ -84,6 +93,11 @@ def _content_format(path: Path) -> Format:
         return "safetensors"
     if head.startswith((ZIP_MAGIC, PICKLE_MAGIC)):
         return "pytorch"
+    # Here, because onnx takes a while to load and few files get this far.
+    from export.formats.onnx_graph import is_graph
+
+    if is_graph(path):
+        return "onnx"
     raise ExportError(f"{path} starts with {head!r}, as no known format does; {SUPPORTED}")
 
 
@@ -98,6 +112,10 @@ def source_files(path: Path, kind: Format) -> list[Path]:
             return checkpoint_files(path)
         case "safetensors" | "pytorch":
             return checkpoint_files(path.parent, path)
+        case "onnx":
+            from export.formats.onnx_graph import read_graph
+
+            return read_graph(path).files
 
 
 def stamp_source(path: Path, chat_template: Path | None = None) -> SourceStamp:

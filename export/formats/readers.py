@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from export.errors import ExportError
 from export.formats.detect import Format, detect_format
@@ -23,10 +24,18 @@ def open_weights_file(path: Path) -> Checkpoint:
     return open_huggingface(path.parent, path)
 
 
+def refuse_graph(path: Path) -> NoReturn:
+    """A graph is no checkpoint: it is served as it is."""
+    raise ExportError(
+        f"{path} is an ONNX graph, not weights to make one of: `trident import` serves it as it is"
+    )
+
+
 OPENERS: dict[Format, Callable[[Path], Checkpoint]] = {
     "ggml": open_ggml,
     "gguf": open_gguf,
     "huggingface": open_huggingface,
+    "onnx": refuse_graph,
     "pytorch": open_weights_file,
     "safetensors": open_weights_file,
     "trident": open_trident,

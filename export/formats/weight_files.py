@@ -21,6 +21,7 @@ WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 INDEX = ".index.json"
+GRAPH = "model.onnx"
 
 # What else of a directory decides what the model says.
 COMPANIONS = (
@@ -71,6 +72,14 @@ def find_weights(directory: Path) -> list[Path]:
     raise ExportError(
         f"{directory} holds none of {', '.join(WEIGHTS)}; there are {', '.join(contents(directory))}"
     )
+
+
+def find_graph(path: Path) -> Path | None:
+    """The graph that a directory is about: model.onnx, or the only one; None if it is not about a graph."""
+    if not path.is_dir():
+        return path
+    found = sorted(path.glob("*.onnx"))
+    return path / GRAPH if path / GRAPH in found else found[0] if len(found) == 1 else None
 
 
 def shards(index: Path) -> Mapping[Path, set[str]]:

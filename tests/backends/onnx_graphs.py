@@ -69,6 +69,16 @@ def whole_mean(path: Path) -> Path:
     return write_graph(path, nodes, [("x", FLOAT, ["B", "N"])], [("y", FLOAT, ["one", 1])])
 
 
+def centred(path: Path) -> Path:
+    """y = x less the mean row: as many rows as came in, and each depends on all."""
+    nodes = [
+        helper.make_node("ReduceMean", ["x", "rows"], ["mean"]),
+        helper.make_node("Sub", ["x", "mean"], ["y"]),
+    ]
+    axes = [weight("rows", np.array([0]))]
+    return write_graph(path, nodes, [("x", FLOAT, ["B", "N"])], [("y", FLOAT, ["B", "N"])], axes)
+
+
 def scaled(path: Path) -> Path:
     """y = x · scale, with a scalar."""
     nodes = [helper.make_node("Mul", ["x", "scale"], ["y"])]
