@@ -20,6 +20,7 @@ _PARAMETERS = {
     "num_log_probs": "top_logprobs",
     "return_log_probs": "logprobs",
     "exclude_input_in_output": "echo",
+    "min_length": "min_tokens",
 }
 
 
@@ -102,7 +103,7 @@ def _from_detail(detail: Any) -> ApiError:
                 f"'{param}' is not supported by this server; leave it out.", param, "unsupported_parameter"
             )
         case "contradiction":
-            param = detail["ctx"]["param"]
+            param = parameter_path((*detail["loc"], *filter(None, [detail["ctx"]["param"]])))
             return invalid(f"Invalid use of '{param}': {detail['msg']}.", param)
         case "value_error":
             return invalid(f"Invalid value for '{param}': {detail['ctx']['error']}", param)

@@ -23,6 +23,11 @@ class TextPart(Body):
     text: str
 
 
+def contradiction(param: str, message: str) -> PydanticCustomError:
+    """Return an error of a whole object that names its field to change; none is the object itself."""
+    return PydanticCustomError("contradiction", "{message}", {"param": param, "message": message})
+
+
 def _as_parts(content: Any) -> Any:
     if not isinstance(content, str | list):
         raise PydanticCustomError("content_type", "Input should be a string or an array of text parts")

@@ -34,6 +34,13 @@ def raw(content, status=400, param=None, headers=JSON):
     return Malformed(CHAT, content, status, param, headers)
 
 
+REGEX = {"regex": "a"}
+
+
+def schema_named(name, **fields):
+    return {"type": "json_schema", "json_schema": {"name": name, **fields}}
+
+
 NUMBERS = {
     "max_tokens": [0, -1, 1.5, "8", True, 2**31, [], {}],
     "temperature": [-0.1, 2.1, "hot", True, [1], 1e300],
@@ -92,7 +99,17 @@ CHATS = [
     chat("tools", tools=[{"type": "function", "function": {"name": "f"}}]),
     chat("tool_choice", tool_choice="auto"),
     chat("functions", functions=[]),
-    chat("response_format.type", response_format={"type": "json_object"}),
+    chat("response_format.type", response_format={"type": "xml"}),
+    chat("response_format.json_schema", response_format={"type": "json_schema"}),
+    chat("response_format.json_schema", response_format={"type": "text", "json_schema": {"name": "a"}}),
+    chat("response_format.json_schema.name", response_format=schema_named("a b")),
+    chat("response_format.json_schema.schema", response_format=schema_named("a", schema=[])),
+    chat("structured_outputs", structured_outputs={}),
+    chat("structured_outputs", structured_outputs={"regex": "a", "choice": ["a"]}),
+    chat("structured_outputs.xml", structured_outputs={"xml": "a"}),
+    chat("structured_outputs", structured_outputs=REGEX, response_format={"type": "json_object"}),
+    chat("bad_words", bad_words=["a"] * 65),
+    chat("bad_words[0]", bad_words=[""]),
     chat("modalities", modalities=["audio"]),
     chat("store", store=True),
     chat("best", best=1),
@@ -132,6 +149,23 @@ RAW = [
     raw(b"{}", param="model"),
     raw(b"model=MODEL", 415, headers={"content-type": "application/x-www-form-urlencoded"}),
     raw(b"{}", 415, headers={}),
+]
+
+# What only the engine can tell.
+BAD_GUIDES = [
+    chat("structured_outputs", structured_outputs={"regex": "(a"}),
+    chat("structured_outputs", structured_outputs={"regex": "a" * 300_000}),
+    chat("structured_outputs", structured_outputs={"choice": []}),
+    chat("structured_outputs", structured_outputs={"grammar": "start: nothing"}),
+    chat("response_format", response_format=schema_named("endless", schema={"$ref": "#"})),
+    chat("response_format", response_format=schema_named("away", schema={"$ref": "http://x/y"})),
+    chat(
+        "response_format",
+        response_format=schema_named(
+            "gigabytes", schema={"allOf": [{"pattern": f".*a{i}.*"} for i in range(20)]}
+        ),
+    ),
+    text("structured_outputs", structured_outputs={"json": {"type": "integer", "multipleOf": 1000003}}),
 ]
 
 MALFORMED = [*FIELDS, *CHATS, *TEXTS, *RAW]
