@@ -21,7 +21,7 @@ from training.lowering import Lowering, use_lowering
 
 OPSET = 24
 LOWERINGS: dict[str, Lowering] = {"onnxruntime": OnnxRuntime(), "standard": TensorRT()}
-INPUTS = ("input_ids", "positions", "lengths")
+INPUTS = ("input_ids", "positions", "lengths", "logits_at")
 
 
 class Step(nn.Module):
@@ -33,12 +33,14 @@ class Step(nn.Module):
         self.extra_outputs = extra_outputs
 
     def forward(
-        self, input_ids: Tensor, positions: Tensor, lengths: Tensor, past: State
+        self, input_ids: Tensor, positions: Tensor, lengths: Tensor, logits_at: Tensor, past: State
     ) -> tuple[Tensor, ...]:
-        """Logits (B, V) in float32, the states after the step, the extra figures (B,) in float32."""
+        """Logits (B, K, V) in float32 at the tokens whose places in the row are `logits_at` (B, K), the
+        states after the step, and the extra figures (B, K) in float32 at the same tokens.
+        """
         extras: dict[str, Tensor] = {}
         logits, present = self.decoder(
-            input_ids, positions=positions, lengths=lengths, state=past, extras=extras
+            input_ids, positions=positions, lengths=lengths, at=logits_at, state=past, extras=extras
         )
         return logits.float(), *present, *(extras[name].float() for name in self.extra_outputs)
 
@@ -54,7 +56,7 @@ def graph_from_decoder(
     """Write the decoder's serving step to `path`, big weights to `path` + `.data`; returns `path`.
 
     `dtype` is that of weights, activations and `kv` states; logits and `recurrent` states stay float32.
-    `extra_outputs` are figures of `decoder.extra_names()`, float32 (B,) each, behind the states.
+    `extra_outputs` are figures of `decoder.extra_names()`, float32 (B, K) each, behind the states.
     Raises ValueError for an unknown lowering or figure, and for float16 where no kernel computes in it.
     """
     if lowering not in LOWERINGS:
@@ -86,9 +88,11 @@ def _example_state(decoder: Decoder) -> State:
 
 def _trace(decoder: Decoder, lowering: Lowering, extra_outputs: tuple[str, ...]) -> ir.Model:
     specs = decoder.state_specs()
-    B, T = torch.export.Dim("B"), torch.export.Dim("T", max=decoder.config.max_length)
+    B, K = torch.export.Dim("B"), torch.export.Dim("K")
+    T = torch.export.Dim("T", max=decoder.config.max_length)
     past = _example_state(decoder)
-    example = (torch.zeros(2, 3, dtype=torch.long), torch.arange(3).repeat(2, 1), torch.tensor([3, 3]), past)
+    lengths, logits_at = torch.tensor([3, 3]), torch.tensor([[1, 2], [1, 2]])
+    example = (torch.zeros(2, 3, dtype=torch.long), torch.arange(3).repeat(2, 1), lengths, logits_at, past)
     with use_lowering(lowering), torch.no_grad(), _quiet_exporter():
         program = torch.onnx.export(
             Step(decoder, extra_outputs).eval(),
@@ -96,7 +100,7 @@ def _trace(decoder: Decoder, lowering: Lowering, extra_outputs: tuple[str, ...])
             input_names=(*INPUTS, *(spec.past for spec in specs)),
             output_names=("logits", *(spec.present for spec in specs), *extra_outputs),
             opset_version=OPSET,
-            dynamic_shapes=({0: B, 1: T}, {0: B, 1: T}, {0: B}, tuple({0: B} for _ in past)),
+            dynamic_shapes=({0: B, 1: T}, {0: B, 1: T}, {0: B}, {0: B, 1: K}, tuple({0: B} for _ in past)),
             verbose=False,
         )
     assert program is not None

@@ -62,7 +62,7 @@ class GraphSession:
     """One graph. `is_fused` is ONNX Runtime's own graph, not the one in standard operators.
 
     Caches are always written in place; recurrent states only by the fused graph, whose operator allows it.
-    `figures` names the extra outputs; after each call, `told` holds them as (B,) arrays.
+    `figures` names the extra outputs; after each call, `told` holds them, shaped like the logits without V.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class GraphSession:
         self.told: dict[str, NDArray[np.float32]] = {}
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.dtypes = input_dtypes(path)
-        self._vocab_size: int = self._session.get_outputs()[0].shape[1]
+        self._vocab_size: int = self._session.get_outputs()[0].shape[2]
 
     def slots(self, count: int) -> Slots:
         """Fresh states for `count` sequences."""
@@ -102,21 +102,51 @@ class GraphSession:
         """
         B, T = tokens.shape
         lengths = np.full(B, T) if lengths is None else lengths
+        logits = self._run(slots, first, tokens, positions, lengths, lengths[:, None] - 1)
+        self.told = {name: figure[:, 0] for name, figure in self.told.items()}
+        last: Logits = logits[:, 0]
+        return last
+
+    def verify(self, slots: Slots, row: int, tokens: Tokens, start: int) -> Logits:
+        """Append `tokens` (T,) to one row from position `start`; logits (T, V) after each of them."""
+        (T,) = tokens.shape
+        places = np.arange(T)[None]
+        logits = self._run(slots, row, tokens[None], start + places, np.array([T]), places)
+        self.told = {name: figure[0] for name, figure in self.told.items()}
+        every: Logits = logits[0]
+        return every
+
+    def _run(
+        self,
+        slots: Slots,
+        first: int,
+        tokens: Tokens,
+        positions: Tokens,
+        lengths: Tokens,
+        logits_at: Tokens,
+    ) -> Logits:
+        """One run over the rows from `first`: logits (B, K, V) at the places `logits_at` (B, K)."""
+        B, K = logits_at.shape
         past = slots.rows(first, B)
         present = [
             array if self.is_fused or spec.kind == "kv" else np.empty_like(array)
             for spec, array in zip(self.specs, past, strict=True)
         ]
         binding = self._session.io_binding()
-        inputs = {"input_ids": tokens, "positions": positions, "lengths": lengths}
+        inputs = {
+            "input_ids": tokens,
+            "positions": positions,
+            "lengths": lengths,
+            "logits_at": logits_at,
+        }
         held = {name: np.ascontiguousarray(value, np.int64) for name, value in inputs.items()}
         held |= {spec.past: array for spec, array in zip(self.specs, past, strict=True)}
         for name, value in held.items():
             binding.bind_input(name, "cpu", 0, value.dtype, value.shape, value.ctypes.data)
         for spec, array in zip(self.specs, present, strict=True):
             binding.bind_output(spec.present, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        logits = np.empty((B, self._vocab_size), np.float32)
-        self.told = {name: np.empty(B, np.float32) for name in self.figures}
+        logits = np.empty((B, K, self._vocab_size), np.float32)
+        self.told = {name: np.empty((B, K), np.float32) for name in self.figures}
         for name, output in {"logits": logits, **self.told}.items():
             binding.bind_output(name, "cpu", 0, output.dtype, output.shape, output.ctypes.data)
         self._session.run_with_iobinding(binding)

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from export.errors import ExportError
 
-FORMAT = "trident-engine/1"
+FORMAT = "trident-engine/2"
 
 Engine = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -60,7 +60,7 @@ class Sampling(_Part):
 class Manifest(_Part):
     """The whole file; an unknown or missing key is an error."""
 
-    format: Literal["trident-engine/1"]
+    format: Literal["trident-engine/2"]
     model: str
     engine: Engine
     precision: Precision

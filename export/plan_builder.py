@@ -47,14 +47,15 @@ def _options(request: dict[str, Any], profiles: list[Profile]) -> dict[str, Any]
     return {"config": CreateConfig(profiles=profiles, load_timing_cache=known), "save_timing_cache": cache}
 
 
-def _profile(network: Any, *, batch: list[int], tokens: list[int]) -> Profile:
-    """Every input's axis 0 is the batch; another free axis is the number of tokens."""
+def _profile(network: Any, *, batch: list[int], tokens: list[int], logits: list[int]) -> Profile:
+    """Every input's axis 0 is the batch; another free axis is the number of tokens, or of their logits."""
     profile = Profile()
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
+        free = logits if tensor.name == "logits_at" else tokens
         shapes = [
-            [B if axis == 0 else T if size == -1 else size for axis, size in enumerate(tensor.shape)]
-            for B, T in zip(batch, tokens, strict=True)
+            [B if axis == 0 else N if size == -1 else size for axis, size in enumerate(tensor.shape)]
+            for B, N in zip(batch, free, strict=True)
         ]
         profile.add(tensor.name, *shapes)
     return profile

@@ -13,6 +13,7 @@ CHUNKS = (1, 32, 7, 56)
 DECODE_STEPS = 64
 RAGGED_PROMPTS = (1, 5, 17, 40)
 RAGGED_STEPS = 8
+DRAFTED_AFTER, DRAFT = 20, 9
 # The longest sequence of any scenario; a model with a shorter context gets what fits.
 LONGEST = sum(CHUNKS)
 
@@ -141,10 +142,30 @@ def token_by_token(graph: GraphSession, text: Tokens) -> Run:
     return run
 
 
+def verified_drafts(graph: GraphSession, text: Tokens) -> Run:
+    """Several tokens onto a prompt with logits at each, as drafts of an answer are verified.
+
+    The second draft takes the place of the first, of whose tokens only one was right.
+    """
+    run, slots = Run(), graph.slots(1)
+    prompt, tokens = text[:DRAFTED_AFTER], text[DRAFTED_AFTER : DRAFTED_AFTER + DRAFT]
+    graph.prefill(slots, 0, prompt)
+    before = [array.copy() for array in slots.rows(0, 1)]
+    graph.verify(slots, 0, np.concatenate([tokens[:1], tokens[:0:-1]]), len(prompt))
+    for spec, array, saved in zip(slots.specs, slots.rows(0, 1), before, strict=True):
+        if spec.kind == "recurrent":
+            array[...] = saved
+    sequence = run.begin(np.concatenate([prompt, tokens]))
+    for place, logits in enumerate(graph.verify(slots, 0, tokens, len(prompt))):
+        run.observe(sequence, logits, len(prompt) + place + 1)
+    return run
+
+
 SCENARIOS: dict[str, Callable[[GraphSession, Tokens], Run]] = {
     "full prefill": full_prefill,
     "chunked prefill": chunked_prefill,
     "greedy decode": greedy_decode,
     "ragged batch": ragged_batch,
     "slot reuse": slot_reuse,
+    "verified drafts": verified_drafts,
 }

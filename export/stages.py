@@ -184,7 +184,7 @@ def manifest_for(draft: Draft, graph: GraphName, stamps: Mapping[str, str]) -> M
         for s in draft.model.decoder.state_specs()
     ]
     return Manifest(
-        format="trident-engine/1",
+        format="trident-engine/2",
         model=job.options.model,
         engine=job.options.engine,
         precision=job.options.precision,

@@ -20,6 +20,7 @@ from export.onnx_files import staged
 Target = Literal["tensorrt", "tensorrt-rtx"]
 MODULES: dict[Target, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 OTHERWISE = "the ONNX graph runs without it: --engine onnxruntime"
+MOST_VERIFIED = 16  # tokens of a draft and the one before it
 LAST_LINES = 15  # of the builder's log, in an error
 # Warnings after which the builder goes on, to a plan that answers wrongly or not at all.
 FATAL = ("unused input", "not self-consistent")
@@ -27,10 +28,14 @@ FATAL = ("unused input", "not self-consistent")
 
 @dataclass(frozen=True)
 class PlanProfile:
-    """The shapes that one set of kernels is chosen for: rows B and tokens T, each (least, usual, most)."""
+    """The shapes that one set of kernels is chosen for: rows B, tokens T and logits K of a row.
+
+    Each is (least, usual, most).
+    """
 
     batch: tuple[int, int, int]
     tokens: tuple[int, int, int]
+    logits: tuple[int, int, int] = (1, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,13 @@ class PlanStamp:
 
 
 def decode_and_prefill(*, max_batch: int, prefill_batch: int, chunk: int) -> tuple[PlanProfile, PlanProfile]:
-    """One new token for up to `max_batch` rows, and up to `chunk` tokens for a few rows."""
+    """One new token for up to `max_batch` rows, and up to `chunk` tokens for a few rows.
+
+    In the second each of a few tokens may be asked for its logits, so that drafts can be verified.
+    """
     decode = PlanProfile((1, max(1, max_batch // 2), max_batch), (1, 1, 1))
-    prefill = PlanProfile((1, 1, prefill_batch), (1, max(1, chunk // 2), chunk))
+    most_logits = min(chunk, MOST_VERIFIED)
+    prefill = PlanProfile((1, 1, prefill_batch), (1, max(1, chunk // 2), chunk), (1, 1, most_logits))
     return decode, prefill
 
 

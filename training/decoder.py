@@ -80,13 +80,15 @@ class Decoder(nn.Module):
         lengths: Tensor | None = None,
         state: State | None = None,
         only: Tensor | None = None,
+        at: Tensor | None = None,
         routing: list[Tensor] | None = None,
         extras: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, State]:
         """Full sequences, or with `state` one serving step. `input_ids` (B, T).
 
         Without state: logits (B, T, V) at every token, or (N, V) at the tokens where `only` (B, T) is true,
-        and the empty state. With state: logits (B, V) at each row's last valid token, and the state after it.
+        and the empty state. With state: logits (B, V) at each row's last valid token, or (B, K, V) at the
+        tokens whose places in the row are `at` (B, K), and the state after the last valid one.
         `positions` (B, T) count from 0 (default: 0 to T-1); `lengths` (B,) are valid tokens per row
         (default: all). Router logits (B, T, E) of each expert layer are appended to `routing` if it is
         given. `extras`, if given, gets the figures of `extra_names()`, shaped like the logits without V.
@@ -102,11 +104,12 @@ class Decoder(nn.Module):
             positions = positions * (torch.arange(T, device=input_ids.device) < lengths[:, None])
         step = ForwardPass(positions, lengths, self.rotary, active_lowering(), routing, extras)
         x, state_after = self._run_layers(self._embed(input_ids, positions), state, step)
-        pick = _picker(only, None if state is None else lengths)
+        pick = _picker(only, at, None if state is None else lengths)
         x, positions = pick(x), pick(positions)
         if extras is not None:
             extras.update({name: pick(figure) for name, figure in extras.items()})
-        logits = self.head(self.norm(x))
+        # By one axis of tokens: of more, an exported graph would hold a tied table twice, once transposed.
+        logits = self.head(self.norm(x).flatten(0, -2)).unflatten(0, x.shape[:-1])
         if extras is not None and self.budget is not None:
             extras["thought_budget"] = self.budget(logits, positions + 1)
         return logits, state_after
@@ -174,17 +177,18 @@ class Decoder(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def _picker(only: Tensor | None, lengths: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """What takes from (B, T, …) the tokens that logits are wanted of: of `only`, each last one, or all."""
+def _picker(only: Tensor | None, at: Tensor | None, lengths: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """What takes from (B, T, …) the tokens that logits are wanted of: `only`, `at`, each last one, or all."""
+    if at is not None:
+        return lambda x: _gather(x, at)
     if lengths is not None:
-        return lambda x: _at_last(x, lengths)
+        return lambda x: _gather(x, lengths.unsqueeze(1) - 1).squeeze(1)
     return (lambda x: x) if only is None else (lambda x: x[only])
 
 
-def _at_last(x: Tensor, lengths: Tensor) -> Tensor:
-    """The value of x (B, T, …) at each row's last valid token, (B, …)."""
-    last = (lengths - 1).view(-1, *[1] * (x.ndim - 1)).expand(-1, 1, *x.shape[2:])
-    return x.gather(1, last).squeeze(1)
+def _gather(x: Tensor, places: Tensor) -> Tensor:
+    """The values of x (B, T, …) at each row's `places` (B, K), (B, K, …)."""
+    return x.gather(1, places.view(*places.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:]))
 
 
 def count_parameters(config: ModelConfig) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from backends.causal_lm.cancellation import EarlyCancels
 from backends.causal_lm.metrics import Metrics
+from backends.causal_lm.recall import Recall
 from backends.causal_lm.request import FinishReason
 from backends.causal_lm.runner import Runner
 from backends.causal_lm.scheduler import Scheduler
@@ -25,12 +26,14 @@ class Endings:
         runner: Runner,
         scheduler: Scheduler[Sequence],
         *,
+        recall: Recall,
         early_cancels: EarlyCancels,
         changed: threading.Condition,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._runner, self._scheduler, self._early_cancels = runner, scheduler, early_cancels
+        self._recall = recall
         self._changed, self._metrics, self._clock = changed, metrics, clock
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
@@ -39,6 +42,7 @@ class Endings:
         name = "requests_cancelled_total" if reason == "cancelled" else "requests_finished_total"
         self._metrics.add(name, 1)
         self._metrics.observe("e2e_request_latency_seconds", now - sequence.submitted)
+        self._remember(sequence)
         try:
             self._release(sequence)
         finally:
@@ -63,6 +67,16 @@ class Endings:
             deliver()
         except Exception:
             _LOGGER.exception("the end of request %r was not taken", sequence.request.id)
+
+    def _remember(self, sequence: Sequence) -> None:
+        """Keep the state of a running sequence; where that fails, its answer is still whole."""
+        place = next((i for i, row in enumerate(self._scheduler.rows) if row.sequence is sequence), None)
+        if place is None:
+            return
+        try:
+            self._recall.keep_answer(sequence, place)
+        except Exception:
+            _LOGGER.exception("the state of request %r could not be kept", sequence.request.id)
 
     def _release(self, sequence: Sequence) -> None:
         """Take a sequence out of the rows, and keep them dense."""

@@ -13,10 +13,12 @@ from backends.causal_lm.ending import Endings
 from backends.causal_lm.guidance import Guidance, Matcher
 from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.metrics import Metrics
+from backends.causal_lm.recall import Recall
 from backends.causal_lm.request import GenerationRequest, RequestError, Sink
 from backends.causal_lm.runner import Runner
 from backends.causal_lm.scheduler import OverloadedError, Scheduler
 from backends.causal_lm.sequence import Sequence
+from backends.causal_lm.sessions import Sessions
 from backends.causal_lm.settings import EngineSettings
 from backends.causal_lm.step import Stepper, StepsFailedError
 
@@ -38,6 +40,7 @@ class Engine:
         manifest: Manifest,
         settings: EngineSettings,
         metrics: Metrics,
+        sessions: Sessions | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.manifest = manifest
@@ -50,16 +53,31 @@ class Engine:
         self._early_cancels = EarlyCancels()
         # Guards the scheduler's membership and the refusal; the thread computes outside of it.
         self._changed = threading.Condition()
+        self._recall = Recall(
+            runner,
+            manifest,
+            cache_bytes=settings.prefix_cache_bytes,
+            sessions=sessions or Sessions(settings.session_memory_bytes, None, metrics),
+            metrics=metrics,
+        )
         self._endings = Endings(
             runner,
             self._scheduler,
+            recall=self._recall,
             early_cancels=self._early_cancels,
             changed=self._changed,
             metrics=metrics,
             clock=clock,
         )
         self._stepper = Stepper(
-            runner, self._scheduler, self._endings, changed=self._changed, metrics=metrics, clock=clock
+            runner,
+            self._scheduler,
+            self._endings,
+            recall=self._recall,
+            settings=settings,
+            changed=self._changed,
+            metrics=metrics,
+            clock=clock,
         )
         self._refusal = ""
         self._broken = False
@@ -109,6 +127,7 @@ class Engine:
         self._compiler.shutdown()
         self._guidance.close()
         self._thread.join()
+        self._recall.close()
 
     def _compile_first(self, request: GenerationRequest, sink: Sink) -> str:
         """Have a guide compiled and the request admitted then; the refusal, or an empty string."""
@@ -139,8 +158,11 @@ class Engine:
         sequence = Sequence(
             request, sink, manifest=self.manifest, tokenizer=self._tokenizer, now=now, matcher=matcher
         )
+        self._recall.prepare(sequence, lambda: self._let_in(sequence))
+
+    def _let_in(self, sequence: Sequence) -> None:
         if refusal := self._enqueue(sequence):
-            self._refuse(sink, refusal)
+            self._refuse(sequence.sink, refusal)
 
     def _refuse(self, sink: Sink, message: str) -> None:
         self._metrics.add("requests_failed_total", 1)

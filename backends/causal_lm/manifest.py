@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from backends.causal_lm.figures import KNOWN
 
-FORMAT = "trident-engine/1"
+FORMAT = "trident-engine/2"
 KINDS = ("kv", "recurrent")
 DTYPES = ("float32", "float16")
 

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: one session for prefill and decode, bound to row views of the state pools."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from backends.causal_lm.binding import TOKEN_INPUTS, bind_output, bind_states, bind_tokens, bind_told
 from backends.causal_lm.manifest import LoadError, Manifest, State, check_stamp
 from backends.causal_lm.settings import EngineSettings
-from backends.causal_lm.state import StatePools
+from backends.causal_lm.state import Bytes, StatePools
+from backends.causal_lm.verification import build_verifier
 
-_TOKEN_INPUTS = ("input_ids", "positions", "lengths")
+_RECURRENT = ("recurrent",)
 
 
 class OnnxRuntimeRunner:
@@ -36,32 +38,44 @@ class OnnxRuntimeRunner:
         self._states = StatePools(manifest.states, settings.slots)
         self._allocate(settings)
         self._prove_in_place()
+        self._most_verified = 1 + settings.speculative_tokens
+        self._verifier = build_verifier(self._session, manifest, self._states, self._most_verified)
+        if not self._is_verifying_exact():
+            self._most_verified = 0
+        self._decodes_as_it_reads = self._compare_decoding()
 
     def _allocate(self, settings: EngineSettings) -> None:
         slots, vocab_size = settings.slots, self._manifest.vocab_size
         width = max(slots, settings.prefill_tokens)
         self._tokens, self._positions = np.zeros(width, np.int64), np.zeros(width, np.int64)
-        self._ones, self._length = np.ones(slots, np.int64), np.ones(1, np.int64)
+        self._ones, self._zeros = np.ones(slots, np.int64), np.zeros(slots, np.int64)
+        self._length, self._places = np.ones(1, np.int64), np.arange(width)
+        num_figures = len(self._manifest.extra_outputs)
         self._logits = np.zeros((slots, vocab_size), np.float32)
-        self._figures = np.zeros((len(self._manifest.extra_outputs), slots), np.float32)
+        self._figures = np.zeros((num_figures, slots), np.float32)
         self._decode_bindings: dict[int, Any] = {}
-        self._prefill_bindings: dict[int, Any] = {}
+        self._row_bindings: dict[int, Any] = {}
 
     @property
     def figures(self) -> NDArray[np.float32]:
         """The manifest's extra outputs [slots, F] at the last token that each row was given."""
         return self._figures.T
 
+    @property
+    def most_verified(self) -> int:
+        """How many tokens `verify` takes, a draft and the one before it; 0 where that could be told."""
+        return self._most_verified
+
+    @property
+    def decodes_as_it_reads(self) -> bool:
+        """Whether `decode` leaves, to the bit, the states that `prefill` leaves of the same tokens."""
+        return self._decodes_as_it_reads
+
     def prefill(self, row: int, tokens: NDArray[np.int64], start: int) -> NDArray[np.float32]:
         """Append `tokens` [T] at position `start` of `row`; logits [V] after the last one."""
         (T,) = tokens.shape
-        self._tokens[:T] = tokens
-        self._positions[:T] = np.arange(start, start + T)
-        self._length[0] = T
-        binding = self._prefill_bindings.get(row)
-        if binding is None:
-            binding = self._prefill_bindings[row] = self._bind(row, 1)
-        self._bind_tokens(binding, (1, T), self._length)
+        binding = self._bind_row(row, tokens, start, self._places[T - 1 : T])
+        self._bind_told(binding, self._logits[row : row + 1, None], self._figures[:, row : row + 1, None])
         self._session.run_with_iobinding(binding)
         row_logits: NDArray[np.float32] = self._logits[row]
         return row_logits
@@ -73,10 +87,24 @@ class OnnxRuntimeRunner:
         self._positions[:n] = positions
         binding = self._decode_bindings.get(n)
         if binding is None:
-            binding = self._decode_bindings[n] = self._bind(0, n)
-            self._bind_tokens(binding, (n, 1), self._ones[:n])
+            binding = self._decode_bindings[n] = self._bind_decode(n)
         self._session.run_with_iobinding(binding)
         return self._logits[:n]
+
+    def verify(
+        self, row: int, tokens: NDArray[np.int64], start: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Append `tokens` [T] at position `start` of `row`; logits [T, V] and figures [T, F] after each.
+
+        `keep` says how many of them stay.
+        """
+        assert self._verifier is not None
+        return self._verifier.verify(row, tokens, start)
+
+    def keep(self, row: int, count: int) -> None:
+        """Let the first `count` tokens of what `verify` has appended to `row` stay, and no other."""
+        assert self._verifier is not None
+        self._verifier.keep(row, count)
 
     def reset(self, row: int) -> None:
         """Make `row` fit for a new sequence."""
@@ -86,22 +114,43 @@ class OnnxRuntimeRunner:
         """Copy a sequence of `length` tokens from row `source` to row `target`."""
         self._states.move(source, target, length)
 
-    def _bind(self, first: int, count: int) -> Any:
-        """A binding of rows [first, first + count): states in place, logits, figures."""
-        binding = self._session.io_binding()
-        for state, pool in zip(self._states.states, self._states.pools, strict=True):
-            rows = pool[first : first + count]
-            _bind_input(binding, state.past, rows, rows.shape)
-            _bind_output(binding, state.present, rows)
-        _bind_output(binding, "logits", self._logits[first : first + count])
-        for name, figure in zip(self._manifest.extra_outputs, self._figures, strict=True):
-            _bind_output(binding, name, figure[first : first + count])
+    def save(self, row: int, kinds: Collection[str], start: int, stop: int) -> Bytes:
+        """A copy of a row's states of these `kinds`: `kv` at positions [start, stop)."""
+        return self._states.save(row, kinds, start, stop)
+
+    def load(self, row: int, kinds: Collection[str], start: int, stop: int, saved: Bytes) -> None:
+        """Write back what `save` gave for the same kinds and positions; ValueError for another size."""
+        self._states.load(row, kinds, start, stop, saved)
+
+    def _bind_decode(self, n: int) -> Any:
+        """One token for each of the first `n` rows."""
+        binding = self._bind_states(0, n)
+        bind_tokens(binding, self._tokens, self._positions, self._ones[:n], self._zeros[:n, None], (n, 1))
+        self._bind_told(binding, self._logits[:n, None], self._figures[:, :n, None])
         return binding
 
-    def _bind_tokens(self, binding: Any, shape: tuple[int, int], lengths: NDArray[np.int64]) -> None:
-        _bind_input(binding, "input_ids", self._tokens, shape)
-        _bind_input(binding, "positions", self._positions, shape)
-        _bind_input(binding, "lengths", lengths, lengths.shape)
+    def _bind_row(self, row: int, tokens: NDArray[np.int64], start: int, places: NDArray[np.int64]) -> Any:
+        """These tokens behind what `row` holds, with logits at these `places`; where to is not bound yet."""
+        (T,) = tokens.shape
+        self._tokens[:T] = tokens
+        self._positions[:T] = np.arange(start, start + T)
+        self._length[0] = T
+        binding = self._row_bindings.get(row)
+        if binding is None:
+            binding = self._row_bindings[row] = self._bind_states(row, 1)
+        bind_tokens(binding, self._tokens, self._positions, self._length, places[None], (1, T))
+        return binding
+
+    def _bind_states(self, first: int, count: int) -> Any:
+        """A binding of the states of rows [first, first + count), in place."""
+        binding = self._session.io_binding()
+        bind_states(
+            binding, self._states.states, [pool[first : first + count] for pool in self._states.pools]
+        )
+        return binding
+
+    def _bind_told(self, binding: Any, logits: NDArray[np.float32], figures: NDArray[np.float32]) -> None:
+        bind_told(binding, self._manifest.extra_outputs, logits, figures)
 
     def _prove_in_place(self) -> None:
         """Run a step with recurrent states in place and apart; a graph where it matters can't be served."""
@@ -117,16 +166,55 @@ class OnnxRuntimeRunner:
                 raise LoadError(f"{name} changes when states are written in place; export the model again")
         self.reset(0)
 
+    def _compare_decoding(self) -> bool:
+        """Read a few tokens at once and one by one; attention rounds otherwise, and isn't tried."""
+        if any(state.kind != "recurrent" for state in self._states.states):
+            return False
+        T = min(8, len(self._tokens))
+        tokens, found = np.arange(T) % self._manifest.vocab_size, []
+        for read in (T, 2):
+            self.reset(0)
+            self.prefill(0, tokens[:read], 0)
+            for position in range(read, T):
+                self.decode(tokens[position : position + 1], self._places[position : position + 1])
+            found.append(self._states.save(0, _RECURRENT, 0, 0))
+        self.reset(0)
+        at_once, one_by_one = found
+        return np.array_equal(at_once, one_by_one)
+
+    def _is_verifying_exact(self) -> bool:
+        """Decode a few tokens, and verify them at once: to the bit alike, or drafts are not offered."""
+        if self._verifier is None:
+            return False
+        read, T = 2, self._most_verified
+        tokens, found = np.arange(read + T) % self._manifest.vocab_size, []
+        for decodes in (True, False):
+            self.reset(0)
+            self.prefill(0, tokens[:read], 0)
+            if decodes:
+                steps = [self._decode_in_row_0(tokens, position) for position in range(read, read + T)]
+                logits, figures = (np.stack(column) for column in zip(*steps, strict=True))
+            else:
+                logits, figures = self._verifier.verify(0, tokens[read:], read)
+            found.append((logits, figures, self._states.save(0, ("kv", "recurrent"), 0, read + T)))
+        self.reset(0)
+        return all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+
+    def _decode_in_row_0(
+        self, tokens: NDArray[np.int64], position: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        logits = self.decode(tokens[position : position + 1], self._places[position : position + 1])
+        return logits[0].copy(), self.figures[0].copy()
+
     def _probe(self, recurrent: list[tuple[State, NDArray[Any]]], apart: bool) -> list[NDArray[Any]]:
         """Logits, figures and present recurrent states of one step in row 0, from fixed past states."""
-        binding = self._bind(0, 1)
-        self._bind_tokens(binding, (1, 1), self._ones[:1])
+        binding = self._bind_decode(1)
         presents = []
         for state, past in recurrent:
             # Above zero, for counts are states too, and what they count has a logarithm.
             past[...] = np.linspace(0, 1, past.size, dtype=past.dtype).reshape(past.shape)
             presents.append(np.zeros_like(past) if apart else past)
-            _bind_output(binding, state.present, presents[-1])
+            bind_output(binding, state.present, presents[-1])
         self._session.run_with_iobinding(binding)
         return [array.copy() for array in (self._logits[0], self.figures[0], *presents)]
 
@@ -146,10 +234,11 @@ def _session(path: Path, settings: EngineSettings) -> ort.InferenceSession:
 def _check_signature(session: ort.InferenceSession, manifest: Manifest) -> None:
     """Refuse a graph whose tensors are not those that the manifest names."""
     states = manifest.states
-    _compare("inputs", session.get_inputs(), [*_TOKEN_INPUTS, *(state.past for state in states)])
+    _compare("inputs", session.get_inputs(), [*TOKEN_INPUTS, *(state.past for state in states)])
     presents = [state.present for state in states]
     _compare("outputs", session.get_outputs(), ["logits", *presents, *manifest.extra_outputs])
     shapes = {value.name: tuple(value.shape[1:]) for value in (*session.get_inputs(), *session.get_outputs())}
+    shapes |= {name: shapes[name][1:] for name in ("logits", *manifest.extra_outputs)}  # one for each place
     expected = {state.past: state.shape for state in states} | {"logits": (manifest.vocab_size,)}
     expected |= dict.fromkeys(manifest.extra_outputs, ())
     for name, shape in expected.items():
@@ -162,11 +251,3 @@ def _compare(what: str, found: Sequence[Any], expected: list[str]) -> None:
     if names != set(expected):
         missing, unknown = sorted(set(expected) - names), sorted(names - set(expected))
         raise LoadError(f"the graph's {what} differ from manifest.json: missing {missing}, unknown {unknown}")
-
-
-def _bind_input(binding: Any, name: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
-    binding.bind_input(name, "cpu", 0, array.dtype.type, shape, array.ctypes.data)
-
-
-def _bind_output(binding: Any, name: str, array: NDArray[Any]) -> None:
-    binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)

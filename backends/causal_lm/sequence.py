@@ -11,11 +11,14 @@ from backends.causal_lm.detokenize import Detokenizer, StopStrings
 from backends.causal_lm.figures import FigureLog
 from backends.causal_lm.guidance import Matcher
 from backends.causal_lm.manifest import Manifest
+from backends.causal_lm.prefixes import Prefixes
+from backends.causal_lm.prompt_lookup import Drafter
 from backends.causal_lm.request import FinishReason, GenerationRequest, Output, Sink, Timings
 from backends.causal_lm.sampling import Choice, Constraint, Sampler
 from backends.causal_lm.scheduler import Row
 
 Floats = NDArray[np.float32]
+Tokens = NDArray[np.int64]
 
 
 class Sequence:
@@ -39,6 +42,10 @@ class Sequence:
         self.prompt_lengths = tuple(len(prompt) for prompt in request.prompts)
         self.lengths = [0] * len(request.prompts)
         self.endings: list[tuple[Floats, Floats]] = []  # logits [V] and figures [F] after each prompt
+        self.prefixes = tuple(Prefixes(prompt) for prompt in request.prompts)
+        self.parked_as: str | None = None  # the state to go on from
+        self.num_cached_tokens = 0  # of the prompts, that were not read again
+        self.generated: list[int] = []
         self.last_token = -1
         self.cancelled = False
         self.submitted = now
@@ -50,6 +57,7 @@ class Sequence:
         self.sampler = Sampler(request, manifest.vocab_size, manifest.special_tokens.eos, constraints)
         self._eos = manifest.special_tokens.eos
         self._limit = min(request.max_tokens, manifest.max_length - max(self.prompt_lengths))
+        self.drafter: Drafter | None = None
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(request.stop_words)
         self._figures = FigureLog(manifest.extra_outputs)
@@ -72,6 +80,7 @@ class Sequence:
         """
         self.first_token = now if self.first_token is None else self.first_token
         self.last_token, self.last_token_at = choice.token, now
+        self.generated.append(choice.token)
         self._figures.add(figures, shown=choice.token not in self._eos)
         if choice.token in self._eos:
             return "stop"
@@ -79,6 +88,17 @@ class Sequence:
         if self._show(self._detokenizer.push(choice.token)) or choice.ends:
             return "stop"
         return "length" if self._num_output_tokens >= self._limit else ""
+
+    def prepare_drafts(self, longest: int) -> None:
+        """Look up drafts from now on; not of several prompts, whose rows are decoded together."""
+        if len(self.request.prompts) == 1:
+            (prompt,) = self.request.prompts
+            self.drafter = Drafter(prompt, len(prompt) + self._limit, longest)
+
+    def draft(self) -> Tokens:
+        """What may come next, never more than may still be said, less one; often nothing."""
+        most = self._limit - self._num_output_tokens - 1
+        return np.empty(0, np.int64) if self.drafter is None else self.drafter.draft(most)
 
     def has_message(self, now: float, interval: float) -> bool:
         """Whether a streamed message is due: the first text at once, then one per `interval` seconds."""
@@ -101,6 +121,8 @@ class Sequence:
     def _record(self, choice: Choice) -> None:
         self._num_output_tokens += 1
         self._token_ids.append(choice.token)
+        if self.drafter is not None:
+            self.drafter.extend(choice.token)
         if self.request.return_log_probs:
             self._cum_log_prob += choice.log_prob
             self._log_probs.append(choice.log_prob)
@@ -119,6 +141,7 @@ class Sequence:
             token_ids=tuple(self._token_ids),
             num_input_tokens=sum(self.prompt_lengths),
             num_output_tokens=self._num_output_tokens,
+            num_cached_tokens=self.num_cached_tokens,
             finish_reason=reason,
             stop_reason=self._stop_reason,
             cum_log_prob=self._cum_log_prob,

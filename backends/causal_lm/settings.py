@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from backends.causal_lm.manifest import LoadError
@@ -16,7 +17,11 @@ class EngineSettings:
     slots: sequences that run at once. queue_size: requests that wait beyond those.
     prefill_tokens: longest prompt chunk of a step that delays nobody; interleave_tokens: of a step beside
     running streams, so that a long prompt does not stall them. threads: 0 takes every core it may use.
-    spinning: idle worker threads of ONNX Runtime spin instead of sleeping.
+    spinning: idle worker threads of ONNX Runtime spin instead of sleeping. speculative_tokens: longest draft
+    looked up in the text so far, 0 for none; speculative_streams: running rows up to which drafts are made.
+    prefix_cache_bytes: states of prompts that were read, 0 for none. session_memory_bytes: parked states in
+    memory; session_directory: where they are kept beyond that and a restart, session_disk_bytes in all, ""
+    for nowhere.
     """
 
     slots: int = 16
@@ -25,12 +30,33 @@ class EngineSettings:
     interleave_tokens: int = 32
     threads: int = 0
     spinning: bool = True
+    speculative_tokens: int = 8
+    speculative_streams: int = 1
+    prefix_cache_bytes: int = 2**29
+    session_memory_bytes: int = 2**28
+    session_directory: str = ""
+    session_disk_bytes: int = 2**33
 
     def __post_init__(self) -> None:
-        lowest = {"slots": 1, "queue_size": 0, "prefill_tokens": 4, "interleave_tokens": 4, "threads": 0}
+        lowest = {
+            "slots": 1,
+            "queue_size": 0,
+            "prefill_tokens": 4,
+            "interleave_tokens": 4,
+            "threads": 0,
+            "speculative_tokens": 0,
+            "speculative_streams": 0,
+            "prefix_cache_bytes": 0,
+            "session_memory_bytes": 0,
+            "session_disk_bytes": 0,
+        }
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise LoadError(f"parameter {name} is {getattr(self, name)}, allowed is {low} or more")
+        if self.session_directory and not Path(self.session_directory).is_absolute():
+            raise LoadError(
+                f"parameter session_directory is {self.session_directory!r}, an absolute path is needed"
+            )
         if self.interleave_tokens > self.prefill_tokens:
             raise LoadError(
                 f"parameter interleave_tokens is {self.interleave_tokens}, "
@@ -48,7 +74,9 @@ class EngineSettings:
         return cls(**values)
 
 
-def _parse(name: str, text: str) -> int:
+def _parse(name: str, text: str) -> int | str:
+    if name == "session_directory":
+        return text
     if name == "spinning":
         if text not in _BOOLEANS:
             raise LoadError(f"parameter spinning is {text!r}, allowed are {', '.join(_BOOLEANS)}")

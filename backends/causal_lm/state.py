@@ -1,15 +1,13 @@
 """The state of every sequence: one pool per state tensor, a row per slot."""
 
-import math
-import mmap
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.causal_lm.manifest import State
+from backends.causal_lm.memory import SlotMemory
 
 Bytes = NDArray[np.uint8]
 
@@ -23,7 +21,17 @@ class StatePools:
     def __init__(self, states: Sequence[State], slots: int) -> None:
         self.slots = slots
         self.states = tuple(states)
-        self.pools: tuple[NDArray[Any], ...] = tuple(_zeros((slots, *s.shape), s.dtype) for s in states)
+        self._memory = [SlotMemory(slots, state.shape, state.dtype) for state in states]
+        self.pools: tuple[NDArray[Any], ...] = tuple(memory.array for memory in self._memory)
+
+    @property
+    def are_repeatable(self) -> bool:
+        """Whether `repeated` can be had."""
+        return all(memory.is_repeatable for memory in self._memory)
+
+    def repeated(self, row: int, times: int) -> list[NDArray[Any]]:
+        """A row of every pool, seen as [times, *shape] of the same memory."""
+        return [memory.repeated(row, times) for memory in self._memory]
 
     def reset(self, row: int) -> None:
         """Make a row fit for a new sequence: a recurrent state starts at zero, `kv` is read by length."""
@@ -69,12 +77,3 @@ def _paired(views: list[NDArray[Any]], saved: Bytes) -> Iterator[tuple[NDArray[A
         part = saved[offset : offset + view.nbytes]
         offset += view.nbytes
         yield view, part.view(view.dtype).reshape(view.shape)
-
-
-def _zeros(shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """Zeros in small pages: numpy asks for huge ones, and a first token would make its whole row real."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel built without huge pages knows no such advice
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, dtype).reshape(shape)

@@ -11,12 +11,15 @@ from backends.causal_lm.averaging import averaged
 from backends.causal_lm.ending import Endings
 from backends.causal_lm.metrics import Metrics
 from backends.causal_lm.pacing import message_interval
-from backends.causal_lm.request import RequestError
+from backends.causal_lm.recall import Recall
+from backends.causal_lm.request import FinishReason, RequestError
 from backends.causal_lm.runner import Runner
 from backends.causal_lm.scheduler import Chunk, Row, Scheduler
 from backends.causal_lm.sequence import Sequence, next_inputs
+from backends.causal_lm.settings import EngineSettings
 
 Floats = NDArray[np.float32]
+Tokens = NDArray[np.int64]
 
 _LOGGER = logging.getLogger(__name__)
 _MAX_FAILURES = 3
@@ -38,14 +41,19 @@ class Stepper:
         scheduler: Scheduler[Sequence],
         endings: Endings,
         *,
+        recall: Recall,
+        settings: EngineSettings,
         changed: threading.Condition,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
         self._runner, self._scheduler, self._endings = runner, scheduler, endings
+        self._recall = recall
         self._changed, self._metrics, self._clock = changed, metrics, clock
+        self._speculative_streams = settings.speculative_streams
+        self._longest_draft = max(0, min(settings.speculative_tokens, runner.most_verified - 1))
         # Apart, for a prompt that works does not excuse the decoding.
-        self._failures = {"prefill": 0, "decode": 0}
+        self._failures = {"prefill": 0, "decode": 0, "verify": 0}
 
     def step(self) -> None:
         """End what was cancelled, run one prompt chunk, decode all running sequences as one batch."""
@@ -74,11 +82,11 @@ class Stepper:
         sequence = chunk.sequence
         if chunk.start == chunk.prompt == 0:
             self._begin(sequence)
-        tokens = sequence.request.prompts[chunk.prompt][chunk.start : chunk.stop]
         try:
-            if chunk.start == 0:
-                self._runner.reset(chunk.row)
+            chunk = self._recall.cut(self._resumed(chunk) if chunk.start == 0 else chunk)
+            tokens = sequence.request.prompts[chunk.prompt][chunk.start : chunk.stop]
             logits = self._runner.prefill(chunk.row, tokens, chunk.start)
+            self._recall.keep_read(chunk)
         except Exception as error:
             self._failed("prefill", [sequence], error)
             return
@@ -91,6 +99,18 @@ class Stepper:
         if whole:
             self._answer(sequence)
 
+    def _resumed(self, chunk: Chunk[Sequence]) -> Chunk[Sequence]:
+        """The first chunk of a prompt, behind what is remembered of it, in a row that is fit for it."""
+        self._runner.reset(chunk.row)
+        length = self._recall.resume(chunk.sequence, chunk.prompt, chunk.row)
+        if length == 0:
+            return chunk
+        with self._changed:
+            chunk.sequence.lengths[chunk.prompt] = length
+            rest = self._scheduler.next_chunk()
+        assert rest is not None
+        return rest
+
     def _begin(self, sequence: Sequence) -> None:
         sequence.prefill_started = self._clock()
         self._metrics.observe("request_queue_time_seconds", sequence.prefill_started - sequence.submitted)
@@ -99,12 +119,19 @@ class Stepper:
         """Choose the first token: the prompts of a sequence have been read."""
         self._metrics.observe("time_to_first_token_seconds", self._clock() - sequence.submitted)
         self._metrics.add("generation_tokens_total", 1)
+        if self._longest_draft:
+            sequence.prepare_drafts(self._longest_draft)
         logits, figures = (np.stack(each) for each in zip(*sequence.endings, strict=True))
         sequence.endings.clear()
         self._accept(sequence, logits, figures, list(range(len(logits))))
 
     def _decode(self, rows: list[Row[Sequence]]) -> None:
-        """One token for every running sequence, all of which have had one before."""
+        """One token or more for every running sequence, all of which have had one before."""
+        if drafts := self._drafts(rows):
+            # The last first: an end moves a row that has had its turn into the one that is free.
+            for place in reversed(range(len(rows))):
+                self._verify(place, rows[place], drafts[place])
+            return
         sequences = list(self._scheduler.running)
         try:
             logits = self._runner.decode(*next_inputs(rows))  # [n, V]
@@ -123,15 +150,63 @@ class Stepper:
         for sequence, places in held.items():
             self._accept(sequence, logits, figures, places)
 
-    def _accept(self, sequence: Sequence, logits: Floats, figures: Floats, rows: list[int]) -> None:
-        """Choose a sequence's token by its `rows` of logits [n, V] and figures [n, F], send what is due.
+    def _drafts(self, rows: list[Row[Sequence]]) -> list[Tokens]:
+        """What may come next in each row, while few run; empty when no row has an idea."""
+        if len(rows) > self._speculative_streams:
+            return []
+        drafts = [row.sequence.draft() for row in rows]
+        return drafts if any(draft.size for draft in drafts) else []
 
-        Its own failure ends it alone.
-        """
+    def _verify(self, place: int, row: Row[Sequence], draft: Tokens) -> None:
+        """Run a row's last token and its draft at once, and keep what the sequence itself would have said."""
+        sequence = row.sequence
+        tokens = np.concatenate([[sequence.last_token], draft])
         try:
+            logits, figures = self._runner.verify(place, tokens, row.length)
+        except Exception as error:
+            self._failed("verify", [sequence], error)
+            return
+        self._failures["verify"] = 0
+        self._alone(sequence, lambda: self._keep_right(place, sequence, draft, logits, figures))
+
+    def _keep_right(
+        self, place: int, sequence: Sequence, draft: Tokens, logits: Floats, figures: Floats
+    ) -> FinishReason:
+        """Choose by logits [1 + k, V] and figures [1 + k, F] as far as the draft is right, and once more."""
+        since = sequence.last_token_at
+        for right, token in enumerate([*draft.tolist(), None]):
+            choice = sequence.sampler.choose(logits[right], int(logits[right].argmax()))
+            reason = sequence.accept(choice, figures[right : right + 1], self._clock())
+            if reason or choice.token != token:
+                break
+        self._runner.keep(place, right + 1)
+        sequence.lengths[0] += right + 1
+        self._metrics.add("generation_tokens_total", right + 1)
+        self._metrics.observe("inter_token_latency_seconds", (self._clock() - since) / (right + 1))
+        self._judge(sequence, draft.size, right)
+        return reason
+
+    def _judge(self, sequence: Sequence, drafted: int, accepted: int) -> None:
+        if drafted and sequence.drafter is not None:
+            sequence.drafter.judge(drafted, accepted)
+            self._metrics.add("spec_decode_num_drafts_total", 1)
+            self._metrics.add("spec_decode_num_draft_tokens_total", drafted)
+            self._metrics.add("spec_decode_num_accepted_tokens_total", accepted)
+
+    def _accept(self, sequence: Sequence, logits: Floats, figures: Floats, rows: list[int]) -> None:
+        """Choose a sequence's token by its `rows` of logits [n, V] and figures [n, F]."""
+
+        def choose() -> FinishReason:
             own = averaged(logits, rows)
             choice = sequence.sampler.choose(own, int(own.argmax()))
-            reason = sequence.accept(choice, figures[rows], self._clock())
+            return sequence.accept(choice, figures[rows], self._clock())
+
+        self._alone(sequence, choose)
+
+    def _alone(self, sequence: Sequence, choose: Callable[[], FinishReason]) -> None:
+        """Let a sequence choose, send what is due; its own failure ends it alone."""
+        try:
+            reason = choose()
             if not reason:
                 self._send_due(sequence)
         except RequestError as error:

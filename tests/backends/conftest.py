@@ -1,7 +1,7 @@
 """Fixtures of the engine's tests: tiny models on disk, a recording sink, engines that are always closed."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,9 @@ from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.request import GenerationRequest, Output
 from backends.causal_lm.runner import Runner
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.sessions import Sessions
 from backends.causal_lm.settings import EngineSettings
+from backends.causal_lm.state import Bytes
 from backends.environment import ServerEnvironment
 from tests.backends.tiny_graph import tiny_tokenizer, write_model
 
@@ -131,6 +133,31 @@ class WatchedRunner:
         self._before("decode", len(tokens))
         return self._runner.decode(tokens, positions)
 
+    @property
+    def most_verified(self) -> int:
+        return self._runner.most_verified
+
+    def verify(
+        self, row: int, tokens: NDArray[np.int64], start: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self._before("verify", len(tokens))
+        return self._runner.verify(row, tokens, start)
+
+    def keep(self, row: int, count: int) -> None:
+        self._runner.keep(row, count)
+
+    @property
+    def decodes_as_it_reads(self) -> bool:
+        return self._runner.decodes_as_it_reads
+
+    def save(self, row: int, kinds: Collection[str], start: int, stop: int) -> Bytes:
+        self._before("save", stop - start)
+        return self._runner.save(row, kinds, start, stop)
+
+    def load(self, row: int, kinds: Collection[str], start: int, stop: int, saved: Bytes) -> None:
+        self._before("load", stop - start)
+        self._runner.load(row, kinds, start, stop, saved)
+
     def reset(self, row: int) -> None:
         self._runner.reset(row)
 
@@ -152,12 +179,20 @@ class Harness:
         self.engines: list[Engine] = []
         self.metrics = MemoryMetrics()
 
-    def start(self, directory: Path, **values: int) -> Engine:
-        settings = EngineSettings(**{"threads": 1} | values)
+    def start(self, directory: Path, sessions: Sessions | None = None, **values: int) -> Engine:
+        plain = {"threads": 1, "speculative_tokens": 0, "prefix_cache_bytes": 0}
+        settings = EngineSettings(**plain | values)  # type: ignore[arg-type]
         manifest = read_manifest(directory / "manifest.json")
         self.metrics = MemoryMetrics()
         self.runner = WatchedRunner(OnnxRuntimeRunner(directory, manifest, settings))
-        engine = Engine(self.runner, TOKENIZER, manifest=manifest, settings=settings, metrics=self.metrics)
+        engine = Engine(
+            self.runner,
+            TOKENIZER,
+            manifest=manifest,
+            settings=settings,
+            metrics=self.metrics,
+            sessions=sessions,
+        )
         self.engines.append(engine)
         return engine
 

@@ -56,7 +56,8 @@ class SinglePass:
         """Of the next token, (V,)."""
         positions = np.arange(len(ids))[None]
         tokens = {"input_ids": np.array([ids]), "positions": positions, "lengths": np.array([len(ids)])}
-        return softmax(self._session.run(["logits"], self._feed | tokens)[0][0])
+        tokens["logits_at"] = np.array([[len(ids) - 1]])
+        return softmax(self._session.run(["logits"], self._feed | tokens)[0][0, 0])
 
 
 def test_the_pooled_logits_are_those_of_the_mean_distribution() -> None:

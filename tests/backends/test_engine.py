@@ -30,6 +30,7 @@ def plain_greedy(directory: Path, prompt: list[int], number: int) -> list[int]:
     for _ in range(number):
         positions = np.arange(len(ids))[None]
         tokens = {"input_ids": np.array([ids]), "positions": positions, "lengths": np.array([len(ids)])}
+        tokens["logits_at"] = np.array([[len(ids) - 1]])
         ids.append(int(session.run(["logits"], feed | tokens)[0][0].argmax()))
     return ids[len(prompt) :]
 

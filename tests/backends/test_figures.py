@@ -28,8 +28,9 @@ def figures_after(directory: Path, ids: list[int]) -> dict[str, float]:
         "input_ids": np.array([ids]),
         "positions": np.arange(len(ids))[None],
         "lengths": np.array([len(ids)]),
+        "logits_at": np.array([[len(ids) - 1]]),
     }
-    return {name: float(value[0]) for name, value in zip(FIGURES, session.run(FIGURES, feed), strict=True)}
+    return {name: float(value[0, 0]) for name, value in zip(FIGURES, session.run(FIGURES, feed), strict=True)}
 
 
 def expected_figures(directory: Path, sink: RecordingSink) -> dict[str, list[float]]:

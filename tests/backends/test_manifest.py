@@ -50,7 +50,7 @@ def test_every_key_is_needed(tmp_path: Path, key: str) -> None:
     ("changes", "message"),
     [
         ({"colour": "red"}, r"unknown keys \['colour'\]"),
-        ({"format": "trident-engine/9"}, "this engine reads 'trident-engine/1'"),
+        ({"format": "trident-engine/9"}, "this engine reads 'trident-engine/2'"),
         ({"vocab_size": 0}, "vocab_size is 0, allowed is an integer, 1 or more"),
         ({"vocab_size": True}, "vocab_size is True"),
         ({"model": ""}, "model is '', a non-empty string"),

@@ -38,9 +38,10 @@ class PlainRun:
         T = len(tokens)
         positions = np.arange(start, start + T)[None]
         feed = {"input_ids": tokens[None], "positions": positions, "lengths": np.array([T])} | self._states
+        feed["logits_at"] = np.array([[T - 1]])
         logits, *presents = self._session.run(None, feed)
         self._states = dict(zip(self._states, presents, strict=True))
-        return np.array(logits[0])
+        return np.array(logits[0, 0])
 
 
 def test_a_prompt_and_its_steps_equal_plain_runs_in_any_row(directory: Path) -> None:

@@ -57,7 +57,7 @@ def write_model(
 
 def manifest_data(states: list[dict[str, object]]) -> dict[str, Any]:
     return {
-        "format": "trident-engine/1",
+        "format": "trident-engine/2",
         "model": "tiny",
         "engine": "onnxruntime",
         "precision": "fp32",
@@ -74,16 +74,17 @@ def manifest_data(states: list[dict[str, object]]) -> dict[str, Any]:
 
 
 class _TinyGraph:
-    """Embedding → residual mixers → head at the last valid token, with random weights of a fixed seed."""
+    """Embedding → residual mixers → head at the tokens asked for, with random weights of a fixed seed."""
 
     def __init__(self) -> None:
         self._random = np.random.default_rng(20240607)
         self._nodes: list[onnx.NodeProto] = []
         self._weights: dict[str, NDArray[Any]] = {}
         self._inputs = [_value(name, ["B", "T"]) for name in ("input_ids", "positions")] + [
-            _value("lengths", ["B"])
+            _value("lengths", ["B"]),
+            _value("logits_at", ["B", "K"]),
         ]
-        self._outputs = [_value("logits", ["B", VOCAB_SIZE], TensorProto.FLOAT)]
+        self._outputs = [_value("logits", ["B", "K", VOCAB_SIZE], TensorProto.FLOAT)]
         self.states: list[dict[str, object]] = []
 
     def build(self, mixers: tuple[str, ...], figures: tuple[str, ...]) -> onnx.ModelProto:
@@ -93,8 +94,9 @@ class _TinyGraph:
             normal = self._node("RMSNormalization", stream, self._constant(np.ones(WIDTH, np.float32)))
             mixed = self._mixed(mixer, index, normal)
             stream = self._node("Add", stream, mixed)
-        last = self._node("GatherND", stream, self._last_index, batch_dims=1)  # [B, WIDTH]
-        normal = self._node("RMSNormalization", last, self._constant(np.ones(WIDTH, np.float32)))
+        places = self._node("Unsqueeze", "logits_at", self._constant(np.array([2], np.int64)))  # [B, K, 1]
+        asked = self._node("GatherND", stream, places, batch_dims=1)  # [B, K, WIDTH]
+        normal = self._node("RMSNormalization", asked, self._constant(np.ones(WIDTH, np.float32)))
         self._node("MatMul", normal, self._weight("head", WIDTH, VOCAB_SIZE, scale=0.4), output="logits")
         for name in figures:
             self._figure(name, normal)
@@ -104,19 +106,18 @@ class _TinyGraph:
         return helper.make_model(graph, opset_imports=opsets, ir_version=11)
 
     def _figure(self, name: str, x: str) -> None:
-        """One number per row, [B]."""
+        """One number per place asked for, [B, K]."""
         told = self._node(
             "Sigmoid", self._node("MatMul", x, self._weight(name + ".weight", WIDTH, 1, scale=0.2))
         )
-        flat = self._node("Squeeze", told, self._constant(np.array([1], np.int64)))
+        flat = self._node("Squeeze", told, self._constant(np.array([2], np.int64)))
         self._node("Mul", flat, self._constant(np.array(LARGEST_FIGURE, np.float32)), output=name)
-        self._outputs.append(_value(name, ["B"], TensorProto.FLOAT))
+        self._outputs.append(_value(name, ["B", "K"], TensorProto.FLOAT))
 
     def _token_counts(self) -> None:
-        """Shared by all layers: index of the last valid token, tokens before it, the longest total."""
+        """Shared by all layers: tokens before the last valid one, the longest total."""
         one = self._constant(np.array([1], np.int64))
         last = self._node("Sub", "lengths", one)  # [B]
-        self._last_index = self._node("Unsqueeze", last, one)  # [B, 1]
         first = self._node("Gather", "positions", self._constant(np.array(0, np.int64)), axis=1)  # [B]
         before = self._node("Add", first, last)
         self._seqlens = self._node("Cast", before, to=TensorProto.INT32)

@@ -43,12 +43,13 @@ class BareSession:
     def _run(self, first: int, stop: int, ids: NDArray[np.int64], positions: NDArray[np.int64]) -> None:
         binding = self._session.io_binding()
         inputs = {"input_ids": ids, "positions": positions, "lengths": np.full(len(ids), ids.shape[1])}
+        inputs["logits_at"] = np.full((len(ids), 1), ids.shape[1] - 1)
         for name, array in inputs.items():
             bind_input(binding, name, array)
         for state, buffer in zip(self.manifest.states, self._states, strict=True):
             bind_input(binding, state.past, buffer[first:stop])
             bind_output(binding, state.present, buffer[first:stop])
-        bind_output(binding, "logits", self._logits[first:stop])
+        bind_output(binding, "logits", self._logits[first:stop, None])
         self._session.run_with_iobinding(binding)
 
 

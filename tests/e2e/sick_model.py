@@ -30,19 +30,21 @@ def look_up_graph() -> onnx.ModelProto:
     table = numpy_helper.from_array(np.eye(ROWS, VOCAB_SIZE, k=3, dtype=np.float32), "table")
     axis = numpy_helper.from_array(np.array([1]), "axis")
     nodes = [
-        helper.make_node("ReduceMax", ["input_ids", "axis"], ["token"], keepdims=0),
-        helper.make_node("Gather", ["table", "token"], ["logits"]),
+        helper.make_node("ReduceMax", ["input_ids", "axis"], ["token"], keepdims=1),
+        helper.make_node("Shape", ["logits_at"], ["places"]),
+        helper.make_node("Expand", ["token", "places"], ["tokens"]),
+        helper.make_node("Gather", ["table", "tokens"], ["logits"]),
     ]
-    shapes = {"input_ids": ["B", "T"], "positions": ["B", "T"], "lengths": ["B"]}
+    shapes = {"input_ids": ["B", "T"], "positions": ["B", "T"], "lengths": ["B"], "logits_at": ["B", "K"]}
     inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, dims) for name, dims in shapes.items()]
-    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", VOCAB_SIZE])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["B", "K", VOCAB_SIZE])]
     graph = helper.make_graph(nodes, "look_up", inputs, outputs, [table, axis])
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
 def manifest() -> dict[str, object]:
     return {
-        "format": "trident-engine/1",
+        "format": "trident-engine/2",
         "model": "sick",
         "engine": "onnxruntime",
         "precision": "fp32",

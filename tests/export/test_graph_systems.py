@@ -43,7 +43,7 @@ def exported(
 
 
 class Runner:
-    """A graph as the wire contract has it: inputs in their order, logits first, then the states."""
+    """A graph as the wire contract has it: inputs in their order, last logits first, then the states."""
 
     def __init__(self, path: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -53,8 +53,9 @@ class Runner:
 
     def step(self, ids: Tensor, positions: Tensor, past: list[NDArray[Any]]) -> list[NDArray[Any]]:
         lengths = torch.full((ids.shape[0],), ids.shape[1])
-        fed = [ids.numpy(), positions.numpy(), lengths.numpy(), *past]
-        return list(self._session.run(None, dict(zip(self._names, fed, strict=True))))
+        fed = [ids.numpy(), positions.numpy(), lengths.numpy(), lengths[:, None].numpy() - 1, *past]
+        logits, *rest = self._session.run(None, dict(zip(self._names, fed, strict=True)))
+        return [logits[:, 0], *rest]
 
 
 def test_prefill_and_decode_give_the_full_sequences_logits(exported: tuple[Decoder, Path]) -> None:
@@ -106,9 +107,9 @@ def test_extra_outputs_are_the_decoders_figures_at_the_last_token(lowering: Any,
         past, extras = past[:-3], past[-3:]
         np.testing.assert_allclose(given, logits[:, end - 1], rtol=0, atol=2e-5)
         for name, extra in zip(names, extras, strict=True):
-            assert extra.shape == (1,)
+            assert extra.shape == (1, 1)
             assert extra.dtype == np.float32
-            np.testing.assert_allclose(extra, full[name][:, end - 1].numpy(), rtol=1e-4)
+            np.testing.assert_allclose(extra, full[name][:, [end - 1]].numpy(), rtol=1e-4)
 
 
 def test_an_extra_output_that_the_model_lacks_is_refused_with_what_it_has(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ PROFILES = decode_and_prefill(max_batch=8, prefill_batch=2, chunk=48)
 def test_decode_and_prefill_are_two_profiles():
     decode, prefill = PROFILES
     assert decode == PlanProfile((1, 4, 8), (1, 1, 1))
-    assert prefill == PlanProfile((1, 1, 2), (1, 24, 48))
+    assert prefill == PlanProfile((1, 1, 2), (1, 24, 48), (1, 1, 16))
 
 
 def test_attention_cache_update_and_rotation_are_layers_of_their_own(graph_of, tmp_path):
