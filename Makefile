@@ -92,6 +92,18 @@ peers-native: peers ## compile llama.cpp for this very processor (cmake, ninja, 
 bench-position: setup ## what a token costs early and late in a text, retention beside attention
 	@exec $(BIN)/python -m tests.bench.position $(ARGS)
 
+.PHONY: bench-prefix
+bench-prefix: setup ## the first token of a second turn over a long history, remembered and read anew
+	@exec $(BIN)/python -m tests.bench.prefix $(ARGS)
+
+.PHONY: bench-sessions
+bench-sessions: setup ## ten thousand parked chats: the time to go on with one, the memory of each
+	@exec $(BIN)/python -m tests.bench.sessions $(ARGS)
+
+.PHONY: bench-speculation
+bench-speculation: setup ## one stream with drafts looked up in its text and without
+	@exec $(BIN)/python -m tests.bench.speculation $(ARGS)
+
 .PHONY: bench-training
 bench-training: setup ## the trainer beside a plain loop, retention beside attention at 4,096 tokens
 	@exec $(BIN)/python -m tests.bench.training $(ARGS)

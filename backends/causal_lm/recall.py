@@ -70,8 +70,10 @@ class Recall:
         sequence, boundary = chunk.sequence, _boundary(chunk)
         if self._cache.capacity:
             self._cache_read(chunk)
+        if sequence.request.session_id is None or self._runner.decodes_as_it_reads:
+            return
         reached = chunk.stop == boundary if self._has_recurrent else chunk.start < boundary <= chunk.stop
-        if reached and sequence.request.session_id is not None and not self._runner.decodes_as_it_reads:
+        if reached and self._sessions.has_disk:  # in memory the cache does the same, and shares it
             self._park(sequence, Prefixes(sequence.prefixes[0].tokens[:boundary]), chunk.row)
 
     def keep_answer(self, sequence: Sequence, row: int) -> None:

@@ -47,6 +47,11 @@ class Sessions:
         self._reader = ThreadPoolExecutor(1, "session-reader")
         self._report()
 
+    @property
+    def has_disk(self) -> bool:
+        """Whether what is parked outlives this process."""
+        return self._directory is not None
+
     def fetch(self, key: str, prefixes: Prefixes, limit: int, then: Callable[[str | None], None]) -> None:
         """Bring the state to go on from into memory; `then` gets its key, or None, perhaps in another thread.
 

@@ -7,8 +7,10 @@ from backends.causal_lm.settings import EngineSettings
 
 
 def test_parameters_are_parsed_from_strings() -> None:
-    settings = EngineSettings.from_parameters({"slots": "4", "spinning": "false"})
-    assert settings == EngineSettings(slots=4, spinning=False)
+    settings = EngineSettings.from_parameters(
+        {"slots": "4", "spinning": "false", "session_directory": "/var/chats"}
+    )
+    assert settings == EngineSettings(slots=4, spinning=False, session_directory="/var/chats")
 
 
 @pytest.mark.parametrize(
@@ -19,6 +21,8 @@ def test_parameters_are_parsed_from_strings() -> None:
         ({"slots": "0"}, "slots is 0, allowed is 1 or more"),
         ({"prefill_tokens": "3"}, "prefill_tokens is 3, allowed is 4 or more"),
         ({"interleave_tokens": "512"}, "interleave_tokens is 512, allowed is up to prefill_tokens, 256"),
+        ({"prefix_cache_bytes": "-1"}, "prefix_cache_bytes is -1, allowed is 0 or more"),
+        ({"session_directory": "chats"}, "session_directory is 'chats', an absolute path is needed"),
         ({"spinning": "maybe"}, "spinning is 'maybe', allowed are true, false"),
     ],
 )

@@ -32,8 +32,12 @@ class Waiting:
 
 
 def start_engine(version: Path, slots: int) -> Engine:
-    """The engine of an installed version directory, but for `slots` with the settings of a server."""
-    return load_engine(version, EngineSettings(slots=max(slots, EngineSettings().slots)), MemoryMetrics())
+    """The engine of an installed version directory, but for `slots` with the settings of a server.
+
+    It remembers no prompts: every round asks the same, and is to read it.
+    """
+    settings = EngineSettings(slots=max(slots, EngineSettings().slots), prefix_cache_bytes=0)
+    return load_engine(version, settings, MemoryMetrics())
 
 
 def engine_rate(engine: Engine, workload: Workload) -> float:

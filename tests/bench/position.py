@@ -17,13 +17,10 @@ from rich.table import Table
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
-from export.pipeline import ExportOptions, export_model
 from tests.bench.measure import machine, write_json
-from tests.bench.reference import ATTENTION, RETENTION, checkpoint
+from tests.bench.reference import MODELS, exported
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "position.json"
-MODELS = {"retention": RETENTION, "attention": ATTENTION}
+RESULTS = Path(__file__).parent / "results" / "position.json"
 POSITIONS = (100, 1_000, 2_000, 4_000, 8_000, 16_000)
 SETTINGS = EngineSettings(slots=1)
 
@@ -42,7 +39,7 @@ class Text:
     """One text that grows in a model's only row."""
 
     def __init__(self, name: str) -> None:
-        version = _exported(name)
+        version = exported(name)
         manifest = read_manifest(version / "manifest.json")
         self.model = name
         self._vocab_size = manifest.vocab_size
@@ -97,14 +94,6 @@ def _measure(texts: list[Text], position: int, tokens: int) -> list[Timing]:
 def _timing(model: str, position: int, figures: list[float]) -> Timing:
     low, median, high = (round(figure, 3) for figure in statistics.quantiles(figures, n=4))
     return Timing(model, position, median, (low, high))
-
-
-def _exported(name: str) -> Path:
-    source = checkpoint(HERE / "models" / f"reference-{name}", MODELS[name])
-    options = ExportOptions(
-        model=f"reference-{name}", source=source, repository=HERE / "models" / "fp32", precision="fp32"
-    )
-    return export_model(options, lambda stage, detail: None).directory
 
 
 def _print(timings: list[Timing]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from export.pipeline import ExportOptions, export_model
 from training.chat import ROLES
 from training.checkpoint import atomic_directory, save_model
 from training.config import ModelConfig
@@ -40,6 +41,11 @@ ATTENTION = RETENTION.model_copy(
 )
 
 
+MODELS = {"retention": RETENTION, "attention": ATTENTION}
+
+_MODELS_DIRECTORY = Path(__file__).parent / "models"
+
+
 def llama_directory(directory: Path) -> Path:
     """The reference as a Hugging Face directory, made once: what Trident imports and transformers reads."""
     if not directory.is_dir():
@@ -58,6 +64,20 @@ def checkpoint(directory: Path, config: ModelConfig) -> Path:
         torch.manual_seed(0)
         save_model(directory, Decoder(config), companions=_tokenizer())
     return directory
+
+
+def exported(name: str) -> Path:
+    """The version directory of one of MODELS in float32, random weights; exported when it has changed."""
+    return export_reference(f"reference-{name}", MODELS[name])
+
+
+def export_reference(model: str, config: ModelConfig) -> Path:
+    """The version directory of a checkpoint of random weights, in float32."""
+    source = checkpoint(_MODELS_DIRECTORY / model, config)
+    options = ExportOptions(
+        model=model, source=source, repository=_MODELS_DIRECTORY / "fp32", precision="fp32"
+    )
+    return export_model(options, lambda stage, detail: None).directory
 
 
 def _tokenizer() -> dict[str, str]:

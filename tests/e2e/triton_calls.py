@@ -35,6 +35,7 @@ DTYPES: dict[str, Any] = {
     "guided_decoding_guide_type": np.object_,
     "guided_decoding_guide": np.object_,
     "sampling_parameters": np.object_,
+    "session_id": np.object_,
 }
 
 
