@@ -50,6 +50,7 @@ _SHARED_INPUTS = {
 INPUTS = {
     "text_input": Tensor("BYTES", 1),
     "messages": Tensor("BYTES", 1),
+    "tools": Tensor("BYTES", 1),
     "evidence": Tensor("BYTES", -1),
     "num_permutations": Tensor("INT32", 1),
     **_SHARED_INPUTS,
@@ -83,7 +84,7 @@ OUTPUTS = {
 EXTRA_OUTPUTS = {"uncertainty": Tensor("BYTES", 1), "cot_budget": Tensor("INT32", 1)}
 """Further outputs of both, of the models that tell them."""
 
-_JSON_TENSORS = frozenset({"messages", "logit_bias", "top_log_probs", "timings", "uncertainty"})
+_JSON_TENSORS = frozenset({"messages", "tools", "logit_bias", "top_log_probs", "timings", "uncertainty"})
 _EMPTY: dict[str, Any] = {"timings": {}, "top_log_probs": []}
 _ERROR_FORM = re.compile(
     r"\b(invalid|overloaded|unavailable|internal): ([A-Za-z_][\w.\[\]-]*): (.+)", re.DOTALL
@@ -117,11 +118,13 @@ class GenerateRequest:
 
     Give exactly one of `text_input` (the prompt as it is), `messages` (the chat template is applied)
     and `input_ids` (goes to `NAME_engine` directly). Ranges: `model_repository/README.md`.
+    `tools` may be called by the answer to `messages`.
     `evidence` are blocks of text that go to `{evidence}` in the prompt, in `num_permutations` orders.
     """
 
     text_input: str | None = None
-    messages: Sequence[Mapping[str, str]] | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
     input_ids: Sequence[int] | None = None
     evidence: Sequence[str] | None = None
     num_permutations: int | None = None

@@ -18,6 +18,7 @@ class TensorSpec(NamedTuple):
 PROMPT_INPUTS: dict[str, TensorSpec] = {
     "text_input": TensorSpec("TYPE_STRING"),
     "messages": TensorSpec("TYPE_STRING"),
+    "tools": TensorSpec("TYPE_STRING"),
     "evidence": TensorSpec("TYPE_STRING", (-1,)),
     "num_permutations": TensorSpec("TYPE_INT32"),
 }

@@ -7,8 +7,9 @@ rendering; what spells a control token afterwards is the template's own.
 
 import re
 from collections.abc import Collection
+from typing import Any
 
-from backends.tokenizer.messages import RESERVED_FIRST
+from backends.tokenizer.json_input import RESERVED_FIRST
 
 # The upper half of the reserved range; the encoder's aliases use the lower.
 STAND_INS = "".join(chr(RESERVED_FIRST + 16 + index) for index in range(16))
@@ -35,6 +36,16 @@ class Disguise:
     def put_on(self, text: str) -> str:
         """What the template gets to see of the client's text; as long as the text itself."""
         return self._pattern.sub(lambda found: self._stand_ins.get(found[0], found[0]), text)
+
+    def put_on_all(self, value: Any) -> Any:
+        """Every string in a value of JSON, keys too."""
+        if isinstance(value, str):
+            return self.put_on(value)
+        if isinstance(value, list):
+            return [self.put_on_all(item) for item in value]
+        if isinstance(value, dict):
+            return {self.put_on(key): self.put_on_all(item) for key, item in value.items()}
+        return value
 
     def take_off(self, text: str) -> str:
         return text.translate(self._originals)

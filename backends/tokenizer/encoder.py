@@ -5,7 +5,7 @@ import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
 from backends.tokenizer.disguise import any_of
-from backends.tokenizer.messages import RESERVED_FIRST
+from backends.tokenizer.json_input import RESERVED_FIRST
 
 OPEN, CLOSE = chr(RESERVED_FIRST), chr(RESERVED_FIRST + 1)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from backends.tokenizer.errors import PromptError
-from backends.tokenizer.messages import MAX_BYTES, text_from_bytes
+from backends.tokenizer.json_input import MAX_BYTES, text_from_bytes
 
 MARKER = "{evidence}"
 SEPARATOR = "\n"

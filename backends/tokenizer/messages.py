@@ -1,34 +1,23 @@
-"""Reads the inputs `text_input` and `messages` and checks everything that a client can get wrong."""
+"""Reads the input `messages` and checks everything that a client can get wrong."""
 
 import json
 import re
+from typing import Any
 
 from backends.tokenizer.errors import PromptError
+from backends.tokenizer.json_input import checked, checked_deeply, kind_of, text_from_bytes
+from backends.tokenizer.tools import Message, calls_from_json
 
-MAX_BYTES = 1 << 20
 MAX_MESSAGES = 1024
-
-# Unicode keeps these for a program's own use; the renderer and the encoder use them as their marks.
-RESERVED_FIRST, RESERVED_LAST = 0xFDD0, 0xFDEF
-FORBIDDEN = re.compile(f"[\ud800-\udfff{chr(RESERVED_FIRST)}-{chr(RESERVED_LAST)}]")
 ROLE = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-Message = dict[str, str]
-
-
-def text_from_bytes(raw: bytes, field: str) -> str:
-    """Decodes one input. Raises PromptError if it is too long, not UTF-8, or holds a reserved code point."""
-    if len(raw) > MAX_BYTES:
-        raise PromptError(field, f"{len(raw)} bytes; at most {MAX_BYTES} are allowed")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(field, f"not UTF-8: byte 0x{raw[error.start]:02x} at {error.start}") from None
-    return checked(text, field, "the text")
+KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
 
 
 def messages_from_json(raw: bytes) -> list[Message]:
-    """Reads an array of `{"role", "content"}`, both strings. PromptError names the message at fault."""
+    """Reads an array of `{"role", "content"}`, both strings. PromptError names the message at fault.
+
+    An assistant's message may have `tool_calls`, and then no content; a tool's may name the call it answers.
+    """
     try:
         value = json.loads(text_from_bytes(raw, "messages"))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -43,31 +32,28 @@ def messages_from_json(raw: bytes) -> list[Message]:
 def message_from_json(item: object, index: int) -> Message:
     if not isinstance(item, dict):
         raise PromptError("messages", f"message {index} is a JSON {kind_of(item)}; an object is needed")
-    unknown = sorted(item.keys() - {"role", "content"})
+    unknown = sorted(item.keys() - set(KEYS))
     if unknown:
         raise PromptError(
-            "messages", f"message {index} has the key {unknown[0]!r}; only role and content are known"
+            "messages", f"message {index} has the key {unknown[0]!r}; known are {', '.join(KEYS)}"
         )
-    for key in ("role", "content"):
-        if not isinstance(item.get(key), str):
-            raise PromptError(
-                "messages", f"message {index} needs a string as {key}, not {kind_of(item.get(key))}"
-            )
-        checked(item[key], "messages", f"the {key} of message {index}")
-    if not ROLE.fullmatch(item["role"]):
-        raise PromptError("messages", f"message {index} has the role {item['role'][:64]!r}; a word is needed")
-    return {"role": item["role"], "content": item["content"]}
+    calls = item.get("tool_calls")
+    message = {**item, "content": "" if item.get("content") is None and calls else item.get("content")}
+    for key in ("role", "content", *(key for key in ("tool_call_id", "name") if key in item)):
+        checked_text(message, key, index)
+    if not ROLE.fullmatch(message["role"]):
+        raise PromptError(
+            "messages", f"message {index} has the role {message['role'][:64]!r}; a word is needed"
+        )
+    if "tool_calls" in item:
+        checked_deeply(calls, "messages", f"message {index}")
+        message["tool_calls"] = calls_from_json(calls, f"message {index}")
+    return message
 
 
-def checked(text: str, field: str, where: str) -> str:
-    found = FORBIDDEN.search(text)
-    if found:
-        raise PromptError(field, f"{where} holds U+{ord(found[0]):04X}, which is not a character")
-    return text
-
-
-KINDS = {dict: "object", list: "array", str: "string", bool: "boolean", int: "number", float: "number"}
-
-
-def kind_of(value: object) -> str:
-    return KINDS.get(type(value), "null")
+def checked_text(message: dict[str, Any], key: str, index: int) -> None:
+    if not isinstance(message.get(key), str):
+        raise PromptError(
+            "messages", f"message {index} needs a string as {key}, not {kind_of(message.get(key))}"
+        )
+    checked(message[key], "messages", f"the {key} of message {index}")

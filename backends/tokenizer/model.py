@@ -13,6 +13,7 @@ from backends.tokenizer.prompt import Prompt, load_prompt_builder
 INPUTS = {
     "text_input": ("TYPE_STRING", [1]),
     "messages": ("TYPE_STRING", [1]),
+    "tools": ("TYPE_STRING", [1]),
     "evidence": ("TYPE_STRING", [-1]),
     "num_permutations": ("TYPE_INT32", [1]),
     "seed": ("TYPE_UINT64", [1]),

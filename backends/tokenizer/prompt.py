@@ -12,8 +12,10 @@ from backends.tokenizer.disguise import Disguise
 from backends.tokenizer.encoder import PromptEncoder, TokenIds
 from backends.tokenizer.errors import PromptError
 from backends.tokenizer.evidence import orders_of, with_evidence
-from backends.tokenizer.messages import Message, messages_from_json, text_from_bytes
+from backends.tokenizer.json_input import text_from_bytes
+from backends.tokenizer.messages import messages_from_json
 from backends.tokenizer.template import BoundedTemplate, OutOfBoundsError, RefusalError
+from backends.tokenizer.tools import Message, Tool, tools_from_json, written_out
 
 Parsed = TypeVar("Parsed")
 Config = dict[str, object]  # tokenizer_config.json
@@ -39,24 +41,29 @@ class PromptBuilder:
         self,
         text_input: bytes | None = None,
         messages: bytes | None = None,
+        tools: bytes | None = None,
         evidence: Sequence[bytes] | None = None,
         num_permutations: int = 1,
         seed: int | None = None,
     ) -> list[Prompt]:
         """One prompt per order of the evidence, the given order first; without evidence there is one.
 
-        Exactly one of `text_input` and `messages` must be there. Raises PromptError.
+        Exactly one of `text_input` and `messages` must be there, `tools` only with the latter. Raises
+        PromptError.
         """
         if text_input is not None and messages is not None:
             raise PromptError("messages", "given together with text_input; send one of them")
+        if tools is not None and messages is None:
+            raise PromptError("tools", "given without messages, whose template shows them")
         orders = orders_of(evidence, num_permutations, seed)
         if text_input is not None:
             text = text_from_bytes(text_input, "text_input")
             return [self.from_text(text) for (text,) in with_evidence([text], orders)]
         if messages is not None:
             turns = messages_from_json(messages)
+            known_tools = None if tools is None else tools_from_json(tools)
             every = with_evidence([turn["content"] for turn in turns], orders)
-            return [self.from_messages(with_contents(turns, contents)) for contents in every]
+            return [self.from_messages(with_contents(turns, contents), known_tools) for contents in every]
         raise PromptError("text_input", "neither text_input nor messages is given; send one of them")
 
     def from_text(self, text: str) -> Prompt:
@@ -67,20 +74,19 @@ class PromptBuilder:
             raise PromptError("text_input", "empty; this model needs at least one character")
         return Prompt(self._encoder.encode(self._encoder.with_aliases(text)), text)
 
-    def from_messages(self, messages: list[Message]) -> Prompt:
-        rendered = self._render([self._disguised(message) for message in messages])
+    def from_messages(self, messages: list[Message], tools: list[Tool] | None = None) -> Prompt:
+        if self._template is not None and not self._template.knows_tools:
+            messages, tools = written_out(messages, tools), None
+        rendered = self._render(self._disguise.put_on_all(messages), self._disguise.put_on_all(tools))
         ids = self._encoder.encode(self._disguise.take_off(self._encoder.with_aliases(rendered)))
         if not ids.size:
             raise PromptError("messages", "the chat template makes an empty prompt of them")
         return Prompt(ids, self._disguise.take_off(rendered))
 
-    def _disguised(self, message: Message) -> Message:
-        return {key: self._disguise.put_on(value) for key, value in message.items()}
-
-    def _render(self, messages: list[Message]) -> str:
+    def _render(self, messages: list[Message], tools: list[Tool] | None) -> str:
         if self._template is None:
             raise PromptError("messages", "this model has no chat template; send text_input")
-        variables = {"tools": None, "documents": None, "add_generation_prompt": True, **self._names}
+        variables = {"tools": tools, "documents": None, "add_generation_prompt": True, **self._names}
         try:
             return self._template.render(messages=messages, **variables)
         except (RefusalError, OutOfBoundsError) as error:

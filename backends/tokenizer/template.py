@@ -76,6 +76,7 @@ class BoundedTemplate:
         try:
             tree = environment.parse(source)
             values = {node.value for node in tree.find_all(nodes.Const)}
+            self.knows_tools = any(name.name == "tools" for name in tree.find_all(nodes.Name))
             self.literals = {value for value in values if isinstance(value, str)}
             self.template = environment.from_string(CountSteps().visit(tree))
         except TemplateSyntaxError as error:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from backends.tokenizer.errors import PromptError
 from backends.tokenizer.evidence import MAX_BLOCKS, MAX_ORDERS, draw_orders
-from backends.tokenizer.messages import MAX_BYTES
+from backends.tokenizer.json_input import MAX_BYTES
 from backends.tokenizer.prompt import Prompt, PromptBuilder, load_prompt_builder
 from tests.backends.prompt_model import write_tokenizer
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.tokenizer.disguise import Disguise
-from backends.tokenizer.messages import RESERVED_FIRST, RESERVED_LAST
+from backends.tokenizer.json_input import RESERVED_FIRST, RESERVED_LAST
 from backends.tokenizer.template import (
     MAX_CHARACTERS,
     MAX_STEPS,

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from backends.tokenizer.errors import PromptError
-from backends.tokenizer.messages import MAX_BYTES, MAX_MESSAGES
+from backends.tokenizer.json_input import MAX_BYTES
+from backends.tokenizer.messages import MAX_MESSAGES
 from backends.tokenizer.prompt import Prompt, PromptBuilder, load_prompt_builder
 from tests.backends.prompt_model import CHATML, CONTROL, chat_tokenizer, write_tokenizer
 

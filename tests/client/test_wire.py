@@ -15,6 +15,7 @@ def decoded(tensor):
 def test_every_field_is_sent_with_the_contracts_type_and_a_leading_batch_axis():
     values = {
         "text_input": "héllo",
+        "tools": [{"type": "function", "function": {"name": "f"}}],
         "evidence": ["a", "日本"],
         "num_permutations": 2,
         "max_tokens": 5,
@@ -93,7 +94,8 @@ def test_a_value_that_does_not_fit_its_tensor_is_refused_by_name(name, value):
 
 
 def test_the_engine_takes_the_ensembles_inputs_but_for_the_prompt():
-    assert set(INPUTS) - set(ENGINE_INPUTS) == {"text_input", "messages", "evidence", "num_permutations"}
+    prompt = {"text_input", "messages", "tools", "evidence", "num_permutations"}
+    assert set(INPUTS) - set(ENGINE_INPUTS) == prompt
     assert set(ENGINE_INPUTS) - set(INPUTS) == {"input_ids", "prompt_lengths", "prompt", "stop"}
 
 

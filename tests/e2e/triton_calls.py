@@ -28,6 +28,7 @@ DTYPES: dict[str, Any] = {
     "exclude_input_in_output": np.bool_,
     "text_input": np.object_,
     "messages": np.object_,
+    "tools": np.object_,
     "evidence": np.object_,
     "stop_words": np.object_,
     "bad_words": np.object_,
