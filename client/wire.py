@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NamedTuple, cast
 
-ErrorCode = Literal["invalid", "overloaded", "unavailable", "internal", "not_found"]
+ErrorCode = Literal["invalid", "overloaded", "timeout", "unavailable", "internal", "not_found"]
 
 
 class Tensor(NamedTuple):
@@ -45,6 +45,9 @@ _SHARED_INPUTS = {
     "return_log_probs": Tensor("BOOL", 1),
     "num_log_probs": Tensor("INT32", 1),
     "session_id": Tensor("BYTES", 1),
+    "priority": Tensor("INT32", 1),
+    "timeout": Tensor("INT32", 1),
+    "user": Tensor("BYTES", 1),
 }
 
 INPUTS = {
@@ -87,7 +90,7 @@ EXTRA_OUTPUTS = {"uncertainty": Tensor("BYTES", 1), "cot_budget": Tensor("INT32"
 _JSON_TENSORS = frozenset({"messages", "tools", "logit_bias", "top_log_probs", "timings", "uncertainty"})
 _EMPTY: dict[str, Any] = {"timings": {}, "top_log_probs": []}
 _ERROR_FORM = re.compile(
-    r"\b(invalid|overloaded|unavailable|internal): ([A-Za-z_][\w.\[\]-]*): (.+)", re.DOTALL
+    r"\b(invalid|overloaded|timeout|unavailable|internal): ([A-Za-z_][\w.\[\]-]*): (.+)", re.DOTALL
 )
 _UNKNOWN_MODEL = re.compile(r"[Uu]nknown model: '(.+?)'")
 
@@ -148,6 +151,9 @@ class GenerateRequest:
     return_log_probs: bool | None = None
     num_log_probs: int | None = None
     session_id: str | None = None
+    priority: int | None = None
+    timeout: int | None = None
+    user: str | None = None
 
     def __post_init__(self) -> None:
         given = [name for name in ("text_input", "messages", "input_ids") if getattr(self, name) is not None]

@@ -46,6 +46,9 @@ GENERATION_INPUTS: dict[str, TensorSpec] = {
     "return_log_probs": TensorSpec("TYPE_BOOL"),
     "num_log_probs": TensorSpec("TYPE_INT32"),
     "session_id": TensorSpec("TYPE_STRING"),
+    "priority": TensorSpec("TYPE_INT32"),
+    "timeout": TensorSpec("TYPE_INT32"),
+    "user": TensorSpec("TYPE_STRING"),
 }
 
 # What goes to both steps: the orders of the evidence follow from the seed, too.

@@ -25,6 +25,7 @@ _GUIDE_TENSORS = ("guided_decoding_guide_type", "guided_decoding_guide")
 BadWord = Annotated[str, Field(min_length=1, max_length=256)]
 LogProbs = Annotated[int, Field(ge=0, le=20)]
 SessionId = Annotated[str, Field(min_length=1, max_length=256)]
+UserId = Annotated[str, Field(max_length=256)]
 
 
 def _as_list(value: Any) -> Any:
@@ -64,8 +65,8 @@ class StreamOptions(Body):
 class Sampling(Body):
     """The fields that chat and plain completions share.
 
-    The last seven are extensions: four as in other servers, `session_id` (an OpenAI client's
-    `prompt_cache_key` does the same), and evidence in several orders.
+    The last ones are extensions: five as in other servers, `session_id` (an OpenAI client's
+    `prompt_cache_key` does the same), evidence in several orders, words and forms of the answer.
     """
 
     tensors_named: ClassVar[Mapping[str, str]] = {}
@@ -89,13 +90,15 @@ class Sampling(Body):
     logit_bias: Annotated[dict[int, float], AfterValidator(_biases)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: UserId | None = None
+    safety_identifier: UserId | None = None
     prompt_cache_key: SessionId | None = None
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=2)] | None = None
     min_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     session_id: SessionId | None = None
+    priority: Annotated[int, Field(ge=-(2**31), lt=2**31)] | None = None
     evidence: Annotated[list[str], Field(min_length=1, max_length=MAX_BLOCKS)] | None = None
     num_permutations: Annotated[int, Field(ge=1, le=MAX_PERMUTATIONS)] | None = None
     bad_words: Annotated[list[BadWord], Field(max_length=MAX_BAD_WORDS)] | None = None
@@ -165,6 +168,8 @@ class Sampling(Body):
             return_log_probs=None if log_probs is None else True,
             num_log_probs=log_probs,
             session_id=self.session_id or self.prompt_cache_key,
+            priority=self.priority,
+            user=self.safety_identifier or self.user,
         )
 
 

@@ -1,12 +1,14 @@
 """From a version directory to a running engine."""
 
 import re
+from dataclasses import replace
 from hashlib import blake2b, file_digest
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
 from backends.causal_lm.engine import Engine
+from backends.causal_lm.free_memory import free_memory
 from backends.causal_lm.manifest import LoadError, Manifest, read_manifest
 from backends.causal_lm.metrics import Metrics
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
@@ -24,6 +26,7 @@ def load_engine(directory: Path, settings: EngineSettings, metrics: Metrics) -> 
     except Exception as error:  # tokenizers raises bare Exception
         raise LoadError(f"{path} can't be read ({error}); export {manifest.model!r} again") from error
     runner = OnnxRuntimeRunner(directory, manifest, settings)
+    settings = replace(settings, state_bytes=settings.state_bytes or free_memory() // 2)
     sessions = Sessions(
         settings.session_memory_bytes, _session_directory(directory, manifest, settings), metrics
     )

@@ -17,6 +17,7 @@ from backends.causal_lm.vllm_parameters import FIELD, expand
 FinishReason = Literal["", "stop", "length", "cancelled"]
 MAX_ALTERNATIVES = 20
 MAX_SESSION_ID = 256  # characters
+MAX_USER = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,8 @@ class GenerationRequest:
     """One validated generation; counts are tokens.
 
     `prompts` are int64 [P] each: of several, the distributions of the next token are averaged.
-    `session_id` says which parked state the one at the end takes the place of.
+    `session_id` says which parked state the one at the end takes the place of. In the queue a lower
+    `priority` goes first, users take turns, and `timeout` ms may pass, 0 for ever.
     """
 
     id: str
@@ -56,6 +58,9 @@ class GenerationRequest:
     num_log_probs: int = 0
     prompt: str | None = None
     session_id: str | None = None
+    priority: int = 0
+    timeout: int = 0
+    user: str = ""
 
     @classmethod
     def from_values(
@@ -85,6 +90,9 @@ class GenerationRequest:
             num_log_probs=reader.integer("num_log_probs", 0, low=0, high=MAX_ALTERNATIVES),
             prompt=reader.optional_text("prompt"),
             session_id=_session_id(reader, len(prompts)),
+            priority=reader.integer("priority", 0, low=-(2**31), high=2**31 - 1),
+            timeout=reader.integer("timeout", 0, low=0, high=2**31 - 1),
+            user=_user(reader),
         )
         reader.refuse_unknown()
         return request
@@ -154,6 +162,13 @@ def _guide(reader: ContractReader) -> Guide | None:
     if kind is None and text is not None:
         raise RequestError(TYPE, f"is missing, it says what {GUIDE} is written in")
     return None if kind is None else Guide.from_contract(kind, text)
+
+
+def _user(reader: ContractReader) -> str:
+    user = reader.optional_text("user") or ""
+    if len(user) > MAX_USER:
+        raise RequestError("user", f"it has {len(user)} characters, allowed are up to {MAX_USER}")
+    return user
 
 
 def _session_id(reader: ContractReader, num_prompts: int) -> str | None:

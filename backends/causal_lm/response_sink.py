@@ -12,6 +12,7 @@ from backends.causal_lm.tensors import arrays_from
 ERROR_CODES = {
     "invalid": "INVALID_ARG",
     "overloaded": "UNAVAILABLE",
+    "timeout": "UNAVAILABLE",
     "unavailable": "UNAVAILABLE",
     "internal": "INTERNAL",
 }

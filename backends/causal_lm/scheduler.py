@@ -1,20 +1,38 @@
 """Who runs next: pure policy, no tensors, no clock, no thread."""
 
-from collections import deque
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from backends.causal_lm.settings import EngineSettings
+from backends.causal_lm.waiting import WaitingLine
 
 _KERNEL_BLOCK = 32  # ONNX Runtime's attention takes twice the head size, a multiple of this
 
 
 class Schedulable(Protocol):
-    """What the policy must know of a sequence: each of its prompts' lengths, and what their rows hold."""
+    """What the policy must know of a sequence.
+
+    Each of its prompts' lengths, and what their rows hold; the bytes that its states may take in the end;
+    until when it may wait, by the engine's clock, None for ever; what decides whose turn it is.
+    """
 
     @property
     def prompt_lengths(self) -> Sequence[int]: ...
+
+    @property
+    def state_bytes(self) -> int: ...
+
+    @property
+    def deadline(self) -> float | None: ...
+
+    @property
+    def priority(self) -> int: ...
+
+    @property
+    def user(self) -> str: ...
 
     lengths: list[int]
 
@@ -68,15 +86,16 @@ class Move:
 
 
 class Scheduler(Generic[S]):
-    """First come, first served; one prompt at a time, in chunks, between the steps of the running.
+    """One prompt at a time, in chunks, between the steps of the running; `waiting` says who is next.
 
-    A sequence holds a row per prompt, all or none. Those of running sequences are `rows`, [0, n); those of
-    the sequence that is being read follow, in the order of its prompts.
+    Who is next is let in when there is a row for each of its prompts and room for its states, or when it is
+    alone; nobody goes before it meanwhile. A sequence holds a row per prompt, all or none. Those of running
+    sequences are `rows`, [0, n); those of the sequence being read follow, in the order of its prompts.
     """
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
-        self.waiting: deque[S] = deque()
+        self.waiting: WaitingLine[S] = WaitingLine()
         self.reading: S | None = None
         self.running: list[S] = []
         self.rows: list[Row[S]] = []
@@ -98,7 +117,7 @@ class Scheduler(Generic[S]):
         self.waiting.append(sequence)
 
     def next_chunk(self) -> Chunk[S] | None:
-        """The prompt chunk of this step, admitting the next waiting sequence when its rows are free."""
+        """The prompt chunk of this step, admitting the next waiting sequence when there is room for it."""
         sequence = self.reading or self._admit()
         if sequence is None:
             return None
@@ -129,11 +148,23 @@ class Scheduler(Generic[S]):
         self.running.remove(sequence)
         return [*self._fill(sequence), *self._follow(len(sequence.lengths))]
 
+    def expired(self, now: float) -> list[S]:
+        """Those that have waited for longer than they may."""
+        return [one for one in self.waiting if one.deadline is not None and one.deadline < now]
+
     def _admit(self) -> S | None:
-        """Let the next waiting sequence be read, if there is a row for each of its prompts."""
-        if self.waiting and len(self.rows) + len(self.waiting[0].lengths) <= self._settings.slots:
-            self.reading = self.waiting.popleft()
+        """Let the next waiting sequence be read, if there is room for it."""
+        following = self.waiting.first(Counter(row.sequence.user for row in self.rows))
+        if following is not None and self._has_room(following):
+            self.waiting.take(following)
+            self.reading = following
         return self.reading
+
+    def _has_room(self, sequence: S) -> bool:
+        if len(self.rows) + len(sequence.lengths) > self._settings.slots:
+            return False
+        held = sum(other.state_bytes for other in self.running)
+        return not held or held + sequence.state_bytes <= (self._settings.state_bytes or math.inf)
 
     def _fill(self, sequence: S) -> Iterator[Move]:
         """Free a running sequence's rows, the last first; each is filled from the last one left."""

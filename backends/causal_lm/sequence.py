@@ -16,6 +16,7 @@ from backends.causal_lm.prompt_lookup import Drafter
 from backends.causal_lm.request import FinishReason, GenerationRequest, Output, Sink, Timings
 from backends.causal_lm.sampling import Choice, Constraint, Sampler
 from backends.causal_lm.scheduler import Row
+from backends.causal_lm.state import bytes_of_states
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -41,6 +42,8 @@ class Sequence:
         self.request, self.sink = request, sink
         self.prompt_lengths = tuple(len(prompt) for prompt in request.prompts)
         self.lengths = [0] * len(request.prompts)
+        self.priority, self.user = request.priority, request.user
+        self.deadline = now + request.timeout / 1000 if request.timeout else None
         self.endings: list[tuple[Floats, Floats]] = []  # logits [V] and figures [F] after each prompt
         self.prefixes = tuple(Prefixes(prompt) for prompt in request.prompts)
         self.parked_as: str | None = None  # the state to go on from
@@ -57,6 +60,9 @@ class Sequence:
         self.sampler = Sampler(request, manifest.vocab_size, manifest.special_tokens.eos, constraints)
         self._eos = manifest.special_tokens.eos
         self._limit = min(request.max_tokens, manifest.max_length - max(self.prompt_lengths))
+        self.state_bytes = sum(
+            bytes_of_states(manifest.states, length + self._limit) for length in self.prompt_lengths
+        )
         self.drafter: Drafter | None = None
         self._detokenizer = Detokenizer(tokenizer)
         self._stops = StopStrings(request.stop_words)

@@ -14,7 +14,9 @@ _BOOLEANS = {"true": True, "false": False}
 class EngineSettings:
     """How one engine runs.
 
-    slots: sequences that run at once. queue_size: requests that wait beyond those.
+    slots: sequences that run at once. queue_size: requests that wait beyond those. state_bytes: what the
+    states of running sequences may take, each counted with all that it may still say; 0 is half of the
+    memory that is free at the start.
     prefill_tokens: longest prompt chunk of a step that delays nobody; interleave_tokens: of a step beside
     running streams, so that a long prompt does not stall them. threads: 0 takes every core it may use.
     spinning: idle worker threads of ONNX Runtime spin instead of sleeping. speculative_tokens: longest draft
@@ -26,6 +28,7 @@ class EngineSettings:
 
     slots: int = 16
     queue_size: int = 64
+    state_bytes: int = 0
     prefill_tokens: int = 256
     interleave_tokens: int = 32
     threads: int = 0
@@ -41,6 +44,7 @@ class EngineSettings:
         lowest = {
             "slots": 1,
             "queue_size": 0,
+            "state_bytes": 0,
             "prefill_tokens": 4,
             "interleave_tokens": 4,
             "threads": 0,

@@ -1,5 +1,6 @@
 """The state of every sequence: one pool per state tensor, a row per slot."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -68,6 +69,15 @@ class StatePools:
         for state, pool in zip(self.states, self.pools, strict=True):
             if state.kind in kinds:
                 yield pool[row, :, start:stop] if state.kind == "kv" else pool[row]
+
+
+def bytes_of_states(states: Sequence[State], tokens: int) -> int:
+    """What the states of a sequence of so many tokens take."""
+    total = 0
+    for state in states:
+        shape = (state.shape[0], tokens, *state.shape[2:]) if state.kind == "kv" else state.shape
+        total += math.prod(shape) * np.dtype(state.dtype).itemsize
+    return total
 
 
 def _paired(views: list[NDArray[Any]], saved: Bytes) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:

@@ -58,6 +58,7 @@ class Stepper:
     def step(self) -> None:
         """End what was cancelled, run one prompt chunk, decode all running sequences as one batch."""
         self._end_cancelled()
+        self._end_expired()
         with self._changed:
             chunk = self._scheduler.next_chunk()
         if chunk is not None:
@@ -76,6 +77,18 @@ class Stepper:
                 continue
             if cancelled:
                 self._endings.finish(sequence, "cancelled")
+
+    def _end_expired(self) -> None:
+        now = self._clock()
+        with self._changed:
+            expired = self._scheduler.expired(now)
+        for sequence in expired:
+            waited, allowed = 1000 * (now - sequence.submitted), sequence.request.timeout
+            self._endings.fail(
+                sequence,
+                "timeout",
+                f"timeout: timeout: no turn in {waited:.0f} ms, it may wait {allowed} ms; try again later",
+            )
 
     def _read(self, chunk: Chunk[Sequence]) -> None:
         """Run one prompt chunk; after the last one choose the first token."""

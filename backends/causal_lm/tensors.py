@@ -39,6 +39,9 @@ INPUTS: Mapping[str, tuple[str, list[int]]] = {
     "return_log_probs": ("TYPE_BOOL", [1]),
     "num_log_probs": ("TYPE_INT32", [1]),
     "session_id": ("TYPE_STRING", [1]),
+    "priority": ("TYPE_INT32", [1]),
+    "timeout": ("TYPE_INT32", [1]),
+    "user": ("TYPE_STRING", [1]),
     "stop": ("TYPE_BOOL", [1]),
 }
 

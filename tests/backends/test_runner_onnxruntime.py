@@ -69,6 +69,8 @@ def test_a_prompt_in_chunks_equals_the_prompt_at_once(directory: Path, chunks: l
 
 class Prompt:
     def __init__(self, length: int) -> None:
+        self.state_bytes, self.priority, self.user = 0, 0, ""
+        self.deadline: float | None = None
         self.prompt_lengths: Sequence[int] = [length]
         self.lengths = [0]
 

@@ -13,6 +13,8 @@ from backends.causal_lm.settings import EngineSettings
 
 class Job:
     def __init__(self, *prompt_lengths: int) -> None:
+        self.state_bytes, self.priority, self.user = 0, 0, ""
+        self.deadline: float | None = None
         self.prompt_lengths: Sequence[int] = prompt_lengths
         self.lengths = [0] * len(prompt_lengths)
 
@@ -144,6 +146,52 @@ def test_scattered_rows_are_freed_and_no_other() -> None:
     assert policy.rows == [(pair, 1), (second, 0), (pair, 0)]
     assert policy.remove(pair) == [Move(1, 0, 2)]
     assert policy.rows == [(second, 0)]
+
+
+def test_users_take_turns_and_a_lower_priority_goes_first() -> None:
+    policy = scheduler(slots=1, queue_size=9)
+    jobs = [Job(2) for _ in range(5)]
+    for job, (user, priority) in zip(jobs, [("a", 0), ("a", 0), ("a", 0), ("b", 0), ("c", -1)], strict=True):
+        job.user, job.priority = user, priority
+        policy.enqueue(job)
+    order = []
+    for _ in jobs:
+        order.append(jobs.index(job := read_whole(policy)))
+        policy.remove(job)
+    assert order == [4, 0, 3, 1, 2]
+
+
+def test_states_that_would_not_fit_wait_and_nobody_goes_before_them() -> None:
+    policy = scheduler(slots=9, queue_size=9, state_bytes=100)
+    large, medium, small = Job(2), Job(2), Job(2)
+    large.state_bytes, medium.state_bytes, small.state_bytes = 70, 40, 10
+    for job in (large, medium, small):
+        policy.enqueue(job)
+    assert read_whole(policy) is large
+    assert policy.next_chunk() is None
+    policy.remove(large)
+    assert [read_whole(policy), read_whole(policy)] == [medium, small]
+
+
+def test_a_sequence_larger_than_the_room_runs_alone() -> None:
+    policy = scheduler(slots=9, queue_size=9, state_bytes=100)
+    huge, small = Job(2), Job(2)
+    huge.state_bytes, small.state_bytes = 500, 1
+    policy.enqueue(huge)
+    policy.enqueue(small)
+    assert read_whole(policy) is huge
+    assert policy.next_chunk() is None
+
+
+def test_who_waits_too_long_is_known_and_who_runs_is_not_meant() -> None:
+    policy = scheduler(slots=1, queue_size=9)
+    jobs = [Job(2), Job(2), Job(2), Job(2)]
+    for job, deadline in zip(jobs, (1.0, 1.0, None, 5.0), strict=True):
+        job.deadline = deadline
+        policy.enqueue(job)
+    read_whole(policy)
+    assert policy.expired(1.0) == []
+    assert policy.expired(2.0) == [jobs[1]]
 
 
 class Rows:

@@ -5,7 +5,7 @@ import psutil
 import pytest
 
 from backends.causal_lm.manifest import State
-from backends.causal_lm.state import StatePools
+from backends.causal_lm.state import StatePools, bytes_of_states
 
 STATES = (
     State("kv", "past.0", "present.0", (2, 8, 3), "float32"),
@@ -85,3 +85,13 @@ def test_a_saved_state_of_another_size_is_refused() -> None:
         with pytest.raises(ValueError, match=r"180 are needed|252 are needed"):
             pools.load(1, ("kv", "recurrent"), 0, 8, wrong)
     assert all(np.array_equal(a, b) for a, b in zip(pools.pools, before.pools, strict=True))
+
+
+def test_a_sequences_bytes_are_its_tokens_in_caches_and_its_recurrent_states_once() -> None:
+    states = [
+        State("kv", "past.0", "present.0", (3, 8192, 64), "float32"),
+        State("kv", "past.1", "present.1", (3, 8192, 64), "float16"),
+        State("recurrent", "past.2", "present.2", (4, 16, 32), "float32"),
+    ]
+    assert bytes_of_states(states, 100) == 100 * 3 * 64 * (4 + 2) + 4 * 16 * 32 * 4
+    assert bytes_of_states(states, 0) == 4 * 16 * 32 * 4

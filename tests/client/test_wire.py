@@ -38,6 +38,9 @@ def test_every_field_is_sent_with_the_contracts_type_and_a_leading_batch_axis():
         "return_log_probs": True,
         "num_log_probs": 20,
         "session_id": "talk-1",
+        "priority": -1,
+        "timeout": 250,
+        "user": "ann",
     }
     sent = {t.name(): decoded(t) for t in GenerateRequest(**values).infer_inputs()}
     for_other_clients = {"min_length", "sampling_parameters"}  # TensorRT-LLM's and vLLM's names of the same

@@ -81,6 +81,7 @@ async def test_every_accepted_field_reaches_the_wire(openai_client, transport):
             stream=False,
             return_log_probs=True,
             num_log_probs=3,
+            user="someone",
         )
     ]
 
@@ -107,6 +108,14 @@ async def test_usage_comes_last_with_no_choices_only_when_asked_for(openai_clien
     assert all(chunk.usage is None and chunk.choices for chunk in chunks)
     assert last.choices == []
     assert (last.usage.prompt_tokens, last.usage.completion_tokens, last.usage.total_tokens) == (7, 2, 9)
+
+
+@pytest.mark.parametrize("field", ["user", "safety_identifier"])
+async def test_who_asks_and_how_urgently_reaches_the_wire(openai_client, transport, field):
+    transport.script = [GenerateResponse(finish_reason="stop")]
+    await openai_client.chat.completions.create(**CHAT, extra_body={field: "ann", "priority": -2})
+    (request,) = transport.asked
+    assert (request.user, request.priority) == ("ann", -2)
 
 
 @pytest.mark.parametrize("field", ["session_id", "prompt_cache_key"])
