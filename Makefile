@@ -104,6 +104,10 @@ bench-sessions: setup ## ten thousand parked chats: the time to go on with one, 
 bench-speculation: setup ## one stream with drafts looked up in its text and without
 	@exec $(BIN)/python -m tests.bench.speculation $(ARGS)
 
+.PHONY: soak
+soak: setup ## thirty-two clients of every kind for ten minutes: no leak, no slot lost, counters add up
+	@exec $(BIN)/python -m tests.bench.soak $(ARGS)
+
 .PHONY: bench-training
 bench-training: setup ## the trainer beside a plain loop, retention beside attention at 4,096 tokens
 	@exec $(BIN)/python -m tests.bench.training $(ARGS)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.int64]
 
 LONGEST_MATCH, SHORTEST_MATCH = 4, 2  # tokens
-_LONGEST_PAUSE = 64  # tokens
+_FIRST, _LONGEST_PAUSE = 2, 64  # tokens
 
 
 def look_up(text: Tokens, count: int) -> Tokens:
@@ -33,16 +33,16 @@ def look_up(text: Tokens, count: int) -> Tokens:
 class Drafter:
     """Drafts for one sequence, as many and as long as it pays.
 
-    A draft that is right throughout makes the next one twice as long, any other as long as what was right
-    of it. After one of which nothing was right comes a pause, twice as long each time in a row, so that
-    text that repeats nothing is left alone.
+    The first is short. A draft that is right throughout makes the next one twice as long, any other as long
+    as what was right of it. After one of which nothing was right comes a pause, twice as long each time in a
+    row, so that text that repeats nothing is left alone.
     """
 
     def __init__(self, prompt: Tokens, capacity: int, longest: int) -> None:
         self._text = np.empty(capacity, np.int64)
         self._text[: prompt.size] = prompt
         self._size = prompt.size
-        self._longest = self._length = longest
+        self._longest, self._length = longest, min(longest, _FIRST)
         self._pause = self._misses = 0
 
     def extend(self, token: int) -> None:

@@ -1,6 +1,6 @@
 """The bound session against plain runs of the same graph: rows, chunks and batches change no bit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,22 @@ TOKENS = np.random.default_rng(3).integers(2, VOCAB_SIZE, 40)
 def load(directory: Path) -> OnnxRuntimeRunner:
     manifest = read_manifest(directory / "manifest.json")
     return OnnxRuntimeRunner(directory, manifest, EngineSettings(slots=6, prefill_tokens=40, threads=1))
+
+
+def load_with(directory: Path, **values: int) -> OnnxRuntimeRunner:
+    manifest = read_manifest(directory / "manifest.json")
+    return OnnxRuntimeRunner(directory, manifest, EngineSettings(slots=4, threads=1, **values))
+
+
+@pytest.fixture(scope="module")
+def telling_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A version directory whose layers are one kind of mixer, with two extra outputs."""
+
+    def write(mixer: str) -> Path:
+        figures = ("epistemic", "confidence")
+        return write_model(tmp_path_factory.mktemp(mixer), (mixer, mixer), figures=figures)
+
+    return write
 
 
 class PlainRun:
@@ -123,6 +139,71 @@ def test_a_prompt_may_fill_the_context(directory: Path) -> None:
     for start, stop in ((0, 40), (40, 80), (80, MAX_LENGTH)):
         logits = runner.prefill(5, tokens[start:stop], start)
         assert np.array_equal(logits, plain(tokens[start:stop], start))
+
+
+def verifying(directory: Path) -> OnnxRuntimeRunner:
+    return load_with(directory, speculative_tokens=6)
+
+
+@pytest.mark.parametrize("mixer", ["attention", "retention"])
+@pytest.mark.parametrize("row", [0, 2])
+def test_verified_tokens_are_to_the_bit_as_if_decoded_and_so_is_what_follows(
+    telling_of: Callable[[str], Path], mixer: str, row: int
+) -> None:
+    plain, runner = (verifying(telling_of(mixer)) for _ in range(2))
+    plain.prefill(0, TOKENS[:9], 0)
+    runner.reset(row)
+    runner.prefill(row, TOKENS[:9], 0)
+    position = 9
+    for size, kept in ((7, 7), (1, 1), (5, 1), (7, 3), (2, 2), (4, 2)):
+        tokens = np.concatenate([TOKENS[position : position + kept], TOKENS[:size]])[:size]
+        logits, figures = runner.verify(row, tokens, position)
+        assert (logits.shape, figures.shape) == ((size, VOCAB_SIZE), (size, 2))
+        for place in range(kept):
+            decoded = plain.decode(tokens[place : place + 1], np.array([position + place]))
+            assert np.array_equal(logits[place], decoded[0])
+            assert np.array_equal(figures[place], plain.figures[0])
+        runner.keep(row, kept)
+        position += kept
+    runner.move(row, 0, position)
+    last = TOKENS[position : position + 1]
+    assert np.array_equal(runner.decode(last, np.array([position])), plain.decode(last, np.array([position])))
+
+
+@pytest.mark.parametrize("mixer", ["attention", "retention"])
+def test_verifying_one_row_leaves_the_others_alone(model_directories: dict[str, Path], mixer: str) -> None:
+    logits = []
+    for verifies in (False, True):
+        runner = verifying(model_directories[mixer])
+        for row in range(3):
+            runner.prefill(row, TOKENS[: 5 + row], 0)
+        if verifies:
+            runner.verify(1, TOKENS[10:16], 6)
+            runner.keep(1, 1)
+        logits.append(runner.decode(TOKENS[[5, 20, 7]], np.array([5, 7, 7]))[[0, 2]])
+    assert np.array_equal(*logits)
+
+
+def test_attention_and_retention_together_verify_nothing(model_directories: dict[str, Path]) -> None:
+    most = {name: verifying(directory).most_verified for name, directory in model_directories.items()}
+    assert most == {"attention": 7, "retention": 7, "both": 0}
+
+
+def test_a_runner_without_drafts_verifies_nothing(directory: Path) -> None:
+    assert load_with(directory, speculative_tokens=0).most_verified == 0
+
+
+def test_a_graph_whose_tokens_are_told_apart_by_their_number_is_not_verified(tmp_path: Path) -> None:
+    """As a mixture of experts may be: an expert with one token takes another kernel."""
+    write_model(tmp_path, ("attention",))
+    model = onnx.load(tmp_path / "model.onnx")
+    last = next(node for node in model.graph.node if node.output[0] == "logits")
+    last.output[0] = "right"
+    model.graph.node.append(helper.make_node("Size", ["positions"], ["number"]))
+    model.graph.node.append(helper.make_node("Cast", ["number"], ["many"], to=onnx.TensorProto.FLOAT))
+    model.graph.node.append(helper.make_node("Add", ["right", "many"], ["logits"]))
+    onnx.save(model, tmp_path / "model.onnx")
+    assert verifying(tmp_path).most_verified == 0
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,11 @@ class Waiting:
         return False
 
 
+def newest_version(directory: Path) -> Path:
+    """The version directory that a server would take."""
+    return max(directory.glob("[0-9]*"), key=lambda path: int(path.name))
+
+
 def start_engine(version: Path, slots: int) -> Engine:
     """The engine of an installed version directory, but for `slots` with the settings of a server.
 

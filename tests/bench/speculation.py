@@ -18,7 +18,7 @@ from backends.causal_lm.loading import load_engine
 from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.request import GenerationRequest, Output
 from backends.causal_lm.settings import EngineSettings
-from tests.bench.engine import Waiting
+from tests.bench.engine import Waiting, newest_version
 from tests.bench.measure import machine, write_json
 
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -90,7 +90,7 @@ class Contender:
 def main() -> None:
     """Measure, print and write."""
     arguments = parse_arguments()
-    version = newest(arguments.repository / f"{arguments.model}_engine")
+    version = newest_version(arguments.repository / f"{arguments.model}_engine")
     contenders = [start(version, tokens) for tokens in arguments.tokens]
     rows: list[dict[str, object]] = []
     try:
@@ -112,16 +112,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--repository", type=Path, default=REPOSITORY)
     parser.add_argument("--model", default="smollm2")
     parser.add_argument(
-        "--tokens", type=int, nargs="+", default=[0, 4, 8], help="longest drafts; the first is the peer"
+        "--tokens", type=int, nargs="+", default=[0, 4, 8, 16], help="longest drafts; the first is the peer"
     )
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds, after one that is not")
     parser.add_argument("--new-tokens", type=int, default=128)
     return parser.parse_args()
-
-
-def newest(directory: Path) -> Path:
-    """The version that a server would take."""
-    return max((path for path in directory.glob("[0-9]*")), key=lambda path: int(path.name))
 
 
 def start(version: Path, tokens: int) -> Contender:
