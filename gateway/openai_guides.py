@@ -6,11 +6,19 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from gateway.openai_messages import Body, contradiction
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+
+
+def _as_schema(value: Any) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        raise PydanticCustomError("schema_type", "Input should be an object, or the JSON of one") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,10 @@ class ResponseFormat(Body):
 class StructuredOutputs(Body):
     """vLLM's `structured_outputs`: exactly one kind of guide."""
 
-    json_: dict[str, Any] | str | None = Field(default=None, alias="json")
+    json_: (
+        Annotated[dict[str, Any], BeforeValidator(_as_schema, json_schema_input_type=str | dict[str, Any])]
+        | None
+    ) = Field(default=None, alias="json")
     regex: str | None = None
     choice: list[str] | None = None
     grammar: str | None = None

@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from client.wire import GenerateRequest
 from gateway.openai_guides import Guide, ResponseFormat, StructuredOutputs
 from gateway.openai_messages import Body, Message, Unsupported, contradiction
+from gateway.openai_tools import MAX_TOOLS, Tool, ToolChoice, tool_guide
 
 MAX_CHOICES = 8
 MAX_PROMPTS = 16
@@ -183,9 +184,9 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: LogProbs | None = None
     response_format: ResponseFormat | None = None
-    tools: Unsupported = None
-    tool_choice: Unsupported = None
-    parallel_tool_calls: Unsupported = None
+    tools: Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Unsupported = None
     function_call: Unsupported = None
     modalities: Unsupported = None
@@ -207,9 +208,37 @@ class ChatRequest(Sampling):
             raise contradiction("structured_outputs", "give it or 'response_format', not both")
         return self
 
+    @model_validator(mode="after")
+    def _tools_agree(self) -> Self:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise contradiction("tools", "two of them have the same name")
+        for field in ("tool_choice", "parallel_tool_calls"):
+            if getattr(self, field) is not None and not names:
+                raise contradiction(field, "it is only allowed with 'tools'")
+        named = self.tool_choice.function if self.tool_choice is not None else None
+        if named is not None and named.name not in names:
+            raise contradiction("tool_choice", f"it names none of the tools, which are {', '.join(names)}")
+        formatted = self.response_format is not None and self.response_format.guide() is not None
+        if self._callable() and (formatted or self.structured_outputs is not None):
+            raise contradiction(
+                "tools", "an answer of a given form can't call them; set 'tool_choice' to none"
+            )
+        return self
+
+    def _callable(self) -> list[Tool]:
+        """The tools that the answer may call."""
+        barred = self.tool_choice is not None and self.tool_choice.type == "none"
+        return [] if barred else self.tools or []
+
+    def tool_names(self) -> list[str]:
+        """Return the names of the tools that the answer may call."""
+        return [tool.function.name for tool in self._callable()]
+
     def prompts(self) -> Sequence[Mapping[str, Any]]:
         """Return the conversation; the chat template is applied on the other side."""
-        return [{"messages": [message.on_wire() for message in self.messages]}]
+        tools = [tool.on_wire() for tool in self._callable()]
+        return [{"messages": [message.on_wire() for message in self.messages], "tools": tools or None}]
 
     def log_probs(self) -> int | None:
         """Return the alternatives asked for."""
@@ -221,6 +250,8 @@ class ChatRequest(Sampling):
 
     def guide(self) -> Guide | None:
         """Return the guide, whichever field asks for one."""
+        if tools := self._callable():
+            return tool_guide(tools, self.tool_choice, parallel=self.parallel_tool_calls is not False)
         return self.response_format.guide() if self.response_format is not None else super().guide()
 
 

@@ -4,111 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 from uuid import uuid4
 
 from client.wire import GenerateResponse
-
-_FINISH_REASONS = {"stop": "stop", "length": "length"}
-
-
-class Form(Protocol):
-    """What differs between chat and plain completions."""
-
-    id_prefix: str
-    document_object: str
-    chunk_object: str
-
-    def opening(self) -> Iterable[Mapping[str, Any]]:
-        """Return the first chunks' content of a choice, before any text."""
-
-    def piece(self, response: GenerateResponse) -> Mapping[str, Any]:
-        """Return a chunk's content for a piece of text."""
-
-    def closing(self) -> Mapping[str, Any]:
-        """Return the content of a choice's last chunk."""
-
-    def whole(self, response: GenerateResponse) -> Mapping[str, Any]:
-        """Return the content of a choice in a document."""
-
-
-class ChatForm:
-    """`chat.completion`: text in messages and deltas."""
-
-    id_prefix = "chatcmpl-"
-    document_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def __init__(self, *, log_probs: bool) -> None:
-        self._log_probs = log_probs
-
-    def opening(self) -> Iterable[Mapping[str, Any]]:
-        return [{"delta": {"role": "assistant", "content": ""}, "logprobs": None}]
-
-    def piece(self, response: GenerateResponse) -> Mapping[str, Any]:
-        return {"delta": {"content": response.text_output}, "logprobs": self._scores(response)}
-
-    def closing(self) -> Mapping[str, Any]:
-        return {"delta": {}, "logprobs": None}
-
-    def whole(self, response: GenerateResponse) -> Mapping[str, Any]:
-        message = {"role": "assistant", "content": response.text_output, "refusal": None}
-        return {"message": message, "logprobs": self._scores(response)}
-
-    def _scores(self, response: GenerateResponse) -> Mapping[str, Any] | None:
-        if not self._log_probs:
-            return None
-        tops = response.top_log_probs or [{}] * len(response.output_ids)
-        scored = zip(response.output_ids, response.output_log_probs, tops, strict=True)
-        content = [
-            {**_scored(token, score), "top_logprobs": [_scored(*item) for item in top.items()]}
-            for token, score, top in scored
-        ]
-        return {"content": content, "refusal": None}
-
-
-class CompletionForm:
-    """`text_completion`: bare text."""
-
-    id_prefix = "cmpl-"
-    document_object = "text_completion"
-    chunk_object = "text_completion"
-
-    def __init__(self, *, log_probs: bool) -> None:
-        self._log_probs = log_probs
-
-    def opening(self) -> Iterable[Mapping[str, Any]]:
-        return []
-
-    def piece(self, response: GenerateResponse) -> Mapping[str, Any]:
-        return {"text": response.text_output, "logprobs": self._scores(response)}
-
-    def closing(self) -> Mapping[str, Any]:
-        return {"text": "", "logprobs": None}
-
-    def whole(self, response: GenerateResponse) -> Mapping[str, Any]:
-        return self.piece(response)
-
-    def _scores(self, response: GenerateResponse) -> Mapping[str, Any] | None:
-        if not self._log_probs:
-            return None
-        tops = [{_token(token): score for token, score in top.items()} for top in response.top_log_probs]
-        return {
-            "tokens": [_token(token) for token in response.output_ids],
-            "token_logprobs": list(response.output_log_probs),
-            "top_logprobs": tops or None,
-            "text_offset": None,
-        }
-
-
-def _token(token: int | str) -> str:
-    # The gateway has no tokenizer; this spelling is what other servers send for "the id, not the text".
-    return f"token_id:{token}"
-
-
-def _scored(token: int | str, score: float) -> dict[str, Any]:
-    return {"token": _token(token), "logprob": score, "bytes": None}
+from gateway.openai_forms import Form
 
 
 class Answer:
@@ -128,12 +29,10 @@ class Answer:
 
     def pieces(self, index: int, response: GenerateResponse) -> list[str]:
         """Return the chunks for one response: its text if it has any, and the end if it is the last."""
-        chunks = []
-        if response.text_output or response.output_log_probs:
-            chunks.append(self._chunk(index, self._form.piece(response), None))
+        chunks = [self._chunk(index, content, None) for content in self._form.pieces(index, response)]
         if response.finish_reason:
             content = {**self._form.closing(), **extension(response)}
-            chunks.append(self._chunk(index, content, _FINISH_REASONS[response.finish_reason]))
+            chunks.append(self._chunk(index, content, self._form.reason(index, response)))
         return chunks
 
     def usage_chunk(self, usage: Mapping[str, Any]) -> str:
@@ -145,9 +44,9 @@ class Answer:
         choices = [
             {
                 "index": index,
-                **self._form.whole(response),
+                **self._form.whole(index, response),
                 **extension(response),
-                "finish_reason": _FINISH_REASONS[response.finish_reason],
+                "finish_reason": self._form.reason(index, response),
             }
             for index, response in enumerate(responses)
         ]

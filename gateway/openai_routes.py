@@ -13,8 +13,9 @@ from gateway.body import documented, read_json
 from gateway.catalogue import Catalogue
 from gateway.errors import from_wire
 from gateway.generation import unless_disconnected
+from gateway.openai_forms import ChatForm, CompletionForm, Form
 from gateway.openai_requests import ChatRequest, CompletionRequest, Sampling
-from gateway.openai_responses import Answer, ChatForm, CompletionForm, Form
+from gateway.openai_responses import Answer
 from gateway.openai_run import Engine, Run
 from gateway.sse import EventStream
 
@@ -41,7 +42,9 @@ class OpenAI:
     async def chat(self, request: Request) -> Response:
         """Continue a conversation."""
         body = await read_json(request, ChatRequest, self.max_body_bytes)
-        return await self._answer(request, body, ChatForm(log_probs=body.log_probs() is not None))
+        return await self._answer(
+            request, body, ChatForm(log_probs=body.log_probs() is not None, tools=body.tool_names())
+        )
 
     async def completions(self, request: Request) -> Response:
         """Continue a text."""

@@ -41,6 +41,10 @@ def schema_named(name, **fields):
     return {"type": "json_schema", "json_schema": {"name": name, **fields}}
 
 
+NAME = {"name": "f"}
+F = {**NAME, "arguments": "{}"}
+TOOLS = [{"type": "function", "function": NAME}]
+
 NUMBERS = {
     "max_tokens": [0, -1, 1.5, "8", True, 2**31, [], {}],
     "temperature": [-0.1, 2.1, "hot", True, [1], 1e300],
@@ -72,7 +76,11 @@ CHATS = [
     chat("messages[0]", messages=["Hi"]),
     chat("messages[1].role", messages=[*USER, {"content": "x"}]),
     message(".role", role="robot"),
-    message(".role", role="tool"),
+    message(".tool_call_id", role="tool"),
+    message(".tool_call_id", tool_call_id="call_1"),
+    message(".tool_calls", tool_calls=[{"id": "1", "type": "function", "function": F}]),
+    message(".tool_calls[0].function", role="assistant", tool_calls=[{"id": "1", "type": "function"}]),
+    message(".tool_calls[0].id", role="assistant", tool_calls=[{"type": "function", "function": F}]),
     message(".content", content=None),
     message(".content", content=7),
     message(".content", content=[]),
@@ -96,8 +104,25 @@ CHATS = [
     chat("max_tokens", max_completion_tokens=4),
     chat("stream_options", stream_options={"include_usage": True}),
     chat("stream_options.include_obfuscation", stream=True, stream_options={"include_obfuscation": False}),
-    chat("tools", tools=[{"type": "function", "function": {"name": "f"}}]),
+    chat("tools", tools=[]),
+    chat("tools", tools=TOOLS * 129),
+    chat("tools", tools=TOOLS * 2),
+    chat("tools[0].type", tools=[{"type": "retrieval"}]),
+    chat("tools[0].function", tools=[{"type": "function"}]),
+    chat("tools[0].function.name", tools=[{"type": "function", "function": {"name": "a b"}}]),
+    chat(
+        "tools[0].function.parameters", tools=[{"type": "function", "function": {**NAME, "parameters": []}}]
+    ),
+    chat("tools", tools=TOOLS, response_format={"type": "json_object"}),
+    chat("tools", tools=TOOLS, structured_outputs={"regex": "a"}),
     chat("tool_choice", tool_choice="auto"),
+    chat("tool_choice", tools=TOOLS, tool_choice={"type": "function", "function": {"name": "g"}}),
+    chat("tool_choice.type", tools=TOOLS, tool_choice="maybe"),
+    chat("tool_choice", tools=TOOLS, tool_choice=7),
+    chat("tool_choice.function", tools=TOOLS, tool_choice={"type": "function"}),
+    chat("structured_outputs.json", structured_outputs={"json": 5}),
+    chat("structured_outputs.json", structured_outputs={"json": "{"}),
+    chat("parallel_tool_calls", parallel_tool_calls=True),
     chat("functions", functions=[]),
     chat("response_format.type", response_format={"type": "xml"}),
     chat("response_format.json_schema", response_format={"type": "json_schema"}),
