@@ -8,6 +8,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from torch import Tensor
 
+from export.fusions import CONTRIB, fuse
+
 SCOPES = "pkg.torch.onnx.name_scopes"
 ROOT = "decoder."
 
@@ -15,7 +17,7 @@ ROOT = "decoder."
 def tidy(model: ir.Model, weights: Mapping[str, Tensor]) -> ir.Model:
     """Name nodes and weights after the decoder's, drop reshapes that cancel, forget where the code lay.
 
-    `weights` are the decoder's own. Changes `model` and returns it.
+    What is for ONNX Runtime is fused, too. `weights` are the decoder's own. Changes `model` and returns it.
     """
     for node in model.graph.all_nodes():
         _skip_cancelling_reshapes(node)
@@ -24,6 +26,8 @@ def tidy(model: ir.Model, weights: Mapping[str, Tensor]) -> ir.Model:
     for node in model.graph.all_nodes():
         node.name = f"{_module_of(node)}/{node.name}".lstrip("/")
     RemoveUnusedNodesPass()(model)
+    if CONTRIB in model.opset_imports:
+        fuse(model)
     ClearMetadataAndDocStringPass()(model)
     return model
 
