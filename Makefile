@@ -104,6 +104,10 @@ bench-sessions: setup ## ten thousand parked chats: the time to go on with one, 
 bench-speculation: setup ## one stream with drafts looked up in its text and without
 	@exec $(BIN)/python -m tests.bench.speculation $(ARGS)
 
+.PHONY: bench-prefill
+bench-prefill: setup ## what running streams feel of a prompt of 4,096 tokens that is read beside them
+	@exec $(BIN)/python -m tests.bench.prefill_beside $(ARGS)
+
 .PHONY: soak
 soak: setup ## thirty-two clients of every kind for ten minutes: no leak, no slot lost, counters add up
 	@exec $(BIN)/python -m tests.bench.soak $(ARGS)

@@ -13,6 +13,7 @@ from backends.causal_lm.scheduler import Scheduler
 from backends.causal_lm.sequence import Sequence
 
 _LOGGER = logging.getLogger(__name__)
+_NOT_OURS = ("invalid", "timeout")  # what is the matter with the request, or with how much is asked
 
 
 class Endings:
@@ -50,7 +51,8 @@ class Endings:
 
     def fail(self, sequence: Sequence, code: str, message: str) -> None:
         """End a sequence with an error; `message` is the contract's whole line."""
-        _LOGGER.error("request %r: %s", sequence.request.id, message)
+        level = logging.INFO if code in _NOT_OURS else logging.ERROR
+        _LOGGER.log(level, "request %r: %s", sequence.request.id, message)
         self._metrics.add("requests_failed_total", 1)
         try:
             self._release(sequence)

@@ -44,7 +44,8 @@ class Runner(Protocol):
     def verify(self, row: int, tokens: Tokens, start: int) -> tuple[Floats, Floats]:
         """Append `tokens` [T] at position `start` of `row`; logits [T, V] and figures [T, F] after each.
 
-        The row is unfit for anything else until `keep` has said how many of them stay.
+        Only of the first `speculative_streams` rows. The row is unfit for anything else until `keep` has said
+        how many of them stay.
         """
         ...
 

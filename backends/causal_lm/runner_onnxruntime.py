@@ -39,7 +39,13 @@ class OnnxRuntimeRunner:
         self._allocate(settings)
         self._prove_in_place()
         self._most_verified = 1 + settings.speculative_tokens
-        self._verifier = build_verifier(self._session, manifest, self._states, self._most_verified)
+        self._verifier = build_verifier(
+            self._session,
+            manifest,
+            self._states,
+            most=self._most_verified,
+            rows=min(settings.slots, settings.speculative_streams),
+        )
         if not self._is_verifying_exact():
             self._most_verified = 0
         self._decodes_as_it_reads = self._compare_decoding()
@@ -187,7 +193,7 @@ class OnnxRuntimeRunner:
         if self._verifier is None:
             return False
         read, T = 2, self._most_verified
-        tokens, found = np.arange(read + T) % self._manifest.vocab_size, []
+        tokens, found = np.random.default_rng(0).integers(self._manifest.vocab_size, size=read + T), []
         for decodes in (True, False):
             self.reset(0)
             self.prefill(0, tokens[:read], 0)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.causal_lm.binding import bind_states, bind_tokens, bind_told
-from backends.causal_lm.manifest import Manifest
+from backends.causal_lm.manifest import LoadError, Manifest
 from backends.causal_lm.state import Bytes, StatePools
 
 Floats = NDArray[np.float32]
@@ -23,17 +23,28 @@ class Verifier(Protocol):
     def keep(self, row: int, count: int) -> None: ...
 
 
-def build_verifier(session: Any, manifest: Manifest, states: StatePools, most: int) -> Verifier | None:
-    """The way that fits the model's states for up to `most` tokens; None for both kinds of state together.
+def build_verifier(
+    session: Any, manifest: Manifest, states: StatePools, *, most: int, rows: int
+) -> Verifier | None:
+    """The way that fits the model's states for up to `most` tokens in one of the first `rows` rows.
 
-    Attention rounds otherwise for several tokens of a row than for one, a recurrence does not.
+    None for both kinds of state together: attention rounds otherwise for several tokens of a row than for
+    one, a recurrence does not. Raises LoadError where the kernel does not map as much.
     """
     kinds = {state.kind for state in manifest.states}
-    if most < 2 or len(kinds) != 1:
+    if most < 2 or rows < 1 or len(kinds) != 1:
         return None
     if kinds == {"recurrent"}:
         return RecurrentVerifier(session, manifest, states, most)
-    return CacheVerifier(session, manifest, states, most) if states.are_repeatable else None
+    if not states.are_repeatable:
+        return None
+    try:
+        return CacheVerifier(session, manifest, states, most=most, rows=rows)
+    except OSError as error:
+        raise LoadError(
+            f"{rows} rows can't be seen {most} times each ({error}): "
+            "lower the parameters speculative_streams or speculative_tokens"
+        ) from error
 
 
 class _Buffers:
@@ -67,10 +78,10 @@ class CacheVerifier:
     sums in another order then, and a quantized graph makes a difference of 0.5 in a logit of that.
     """
 
-    def __init__(self, session: Any, manifest: Manifest, states: StatePools, most: int) -> None:
-        self._session, self._manifest, self._states, self._most = session, manifest, states, most
+    def __init__(self, session: Any, manifest: Manifest, states: StatePools, *, most: int, rows: int) -> None:
+        self._session, self._manifest, self._states = session, manifest, states
         self._buffers = _Buffers(manifest, most)
-        self._rows: dict[int, list[NDArray[Any]]] = {}
+        self._rows = [states.repeated(row, most) for row in range(rows)]
         self._bindings: dict[tuple[int, int], Any] = {}
 
     def verify(self, row: int, tokens: Tokens, start: int) -> tuple[Floats, Floats]:
@@ -86,8 +97,6 @@ class CacheVerifier:
         """Nothing is to be done: a cache is read by length."""
 
     def _bind(self, row: int, T: int) -> Any:
-        if row not in self._rows:
-            self._rows[row] = self._states.repeated(row, self._most)
         binding, own = self._session.io_binding(), self._buffers
         bind_states(binding, self._states.states, [array[:T] for array in self._rows[row]])
         bind_tokens(binding, own.tokens, own.positions, own.ones[:T], own.zeros[:T, None], (T, 1))

@@ -279,6 +279,26 @@ def test_a_failed_prompt_leaves_the_running_ones_alone(harness: Harness, directo
 
 
 @pytest.mark.parametrize("kind", ["prefill", "decode"])
+def test_memory_that_is_not_to_be_had_ends_the_step_that_asked_for_it(
+    harness: Harness, directory: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    engine = harness.start(directory)
+    expected = ask(engine, PROMPT, max_tokens=12).wait().token_ids
+
+    def greedy(*_: object) -> None:
+        np.empty(2**56)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(harness.runner, kind, greedy)
+        failed = ask(engine, PROMPT, min_tokens=2).wait().failure
+    assert failed is not None
+    assert failed[0] == "internal"
+    assert "Unable to allocate" in failed[1]
+    assert ask(engine, PROMPT, max_tokens=12).wait().token_ids == expected
+    assert engine.healthy
+
+
+@pytest.mark.parametrize("kind", ["prefill", "decode"])
 def test_three_failed_steps_in_a_row_end_the_engine(harness: Harness, directory: Path, kind: str) -> None:
     engine = harness.start(directory)
     harness.runner.fail = lambda called, number: called == kind

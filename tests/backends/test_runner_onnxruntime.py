@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
+from backends.causal_lm import memory
 from backends.causal_lm.manifest import LoadError, read_manifest
 from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.scheduler import Scheduler
@@ -142,7 +143,7 @@ def test_a_prompt_may_fill_the_context(directory: Path) -> None:
 
 
 def verifying(directory: Path) -> OnnxRuntimeRunner:
-    return load_with(directory, speculative_tokens=6)
+    return load_with(directory, speculative_tokens=6, speculative_streams=3)
 
 
 @pytest.mark.parametrize("mixer", ["attention", "retention"])
@@ -189,8 +190,22 @@ def test_attention_and_retention_together_verify_nothing(model_directories: dict
     assert most == {"attention": 7, "retention": 7, "both": 0}
 
 
-def test_a_runner_without_drafts_verifies_nothing(directory: Path) -> None:
-    assert load_with(directory, speculative_tokens=0).most_verified == 0
+@pytest.mark.parametrize("none", ["speculative_tokens", "speculative_streams"])
+def test_a_runner_without_drafts_verifies_nothing(directory: Path, none: str) -> None:
+    assert load_with(directory, **{none: 0}).most_verified == 0
+
+
+def test_rows_that_cannot_be_mapped_are_a_load_error(
+    model_directories: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_more(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(memory, "_map", no_more)
+    with pytest.raises(
+        LoadError, match=r"Cannot allocate memory\): lower the parameters speculative_streams"
+    ):
+        verifying(model_directories["attention"])
 
 
 def test_a_graph_whose_tokens_are_told_apart_by_their_number_is_not_verified(tmp_path: Path) -> None:
