@@ -39,9 +39,11 @@ def newest_version(directory: Path) -> Path:
 def start_engine(version: Path, slots: int) -> Engine:
     """The engine of an installed version directory, but for `slots` with the settings of a server.
 
-    It remembers no prompts: every round asks the same, and is to read it.
+    It remembers no prompts: every round asks the same, and is to read it. It drafts nothing: a random prompt
+    makes a model repeat itself, and the peers would be measured at something else.
     """
-    settings = EngineSettings(slots=max(slots, EngineSettings().slots), prefix_cache_bytes=0)
+    slots = max(slots, EngineSettings().slots)
+    settings = EngineSettings(slots=slots, prefix_cache_bytes=0, speculative_tokens=0)
     return load_engine(version, settings, MemoryMetrics())
 
 

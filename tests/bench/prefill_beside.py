@@ -83,6 +83,9 @@ def measure(version: Path, interleave_tokens: int, arguments: argparse.Namespace
         submit(engine, long, arguments.prompt, 1, 99)
         long.ended.wait()
         read = time.perf_counter()
+        for number, stream in enumerate(streams):
+            engine.cancel(str(number))
+            stream.ended.wait()
     finally:
         engine.close()
     alone = [gap for stream in streams for gap in stream.gaps(begin, asked)]
