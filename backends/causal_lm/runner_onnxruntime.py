@@ -1,7 +1,6 @@
 """ONNX Runtime on the CPU: one session for prefill and decode, bound to row views of the state pools."""
 
-import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from backends.causal_lm.binding import TOKEN_INPUTS, bind_output, bind_states, bind_tokens, bind_told
+from backends.causal_lm.binding import bind_output, bind_states, bind_tokens, bind_told
+from backends.causal_lm.graph_file import check_signature, open_session
 from backends.causal_lm.manifest import LoadError, Manifest, State, check_stamp
 from backends.causal_lm.settings import EngineSettings
 from backends.causal_lm.state import Bytes, StatePools
@@ -33,8 +33,8 @@ class OnnxRuntimeRunner:
             )
         check_stamp(manifest, "onnxruntime", ort.__version__)
         self._manifest = manifest
-        self._session = _session(directory / manifest.graph, settings)
-        _check_signature(self._session, manifest)
+        self._session = open_session(directory / manifest.graph, settings)
+        check_signature(self._session, manifest)
         self._states = StatePools(manifest.states, settings.slots)
         self._allocate(settings)
         self._prove_in_place()
@@ -223,37 +223,3 @@ class OnnxRuntimeRunner:
             bind_output(binding, state.present, presents[-1])
         self._session.run_with_iobinding(binding)
         return [array.copy() for array in (self._logits[0], self.figures[0], *presents)]
-
-
-def _session(path: Path, settings: EngineSettings) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = settings.threads or len(os.sched_getaffinity(0))
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
-    if not path.is_file():
-        raise LoadError(f"{path} is missing; export the model again")
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors share no base class
-        raise LoadError(f"{path} can't be loaded ({error}); export the model again") from error
-
-
-def _check_signature(session: ort.InferenceSession, manifest: Manifest) -> None:
-    """Refuse a graph whose tensors are not those that the manifest names."""
-    states = manifest.states
-    _compare("inputs", session.get_inputs(), [*TOKEN_INPUTS, *(state.past for state in states)])
-    presents = [state.present for state in states]
-    _compare("outputs", session.get_outputs(), ["logits", *presents, *manifest.extra_outputs])
-    shapes = {value.name: tuple(value.shape[1:]) for value in (*session.get_inputs(), *session.get_outputs())}
-    shapes |= {name: shapes[name][1:] for name in ("logits", *manifest.extra_outputs)}  # one for each place
-    expected = {state.past: state.shape for state in states} | {"logits": (manifest.vocab_size,)}
-    expected |= dict.fromkeys(manifest.extra_outputs, ())
-    for name, shape in expected.items():
-        if shapes[name] != shape:
-            raise LoadError(f"{name} has shape {shapes[name]} per row in the graph, {shape} in manifest.json")
-
-
-def _compare(what: str, found: Sequence[Any], expected: list[str]) -> None:
-    names = {value.name for value in found}
-    if names != set(expected):
-        missing, unknown = sorted(set(expected) - names), sorted(names - set(expected))
-        raise LoadError(f"the graph's {what} differ from manifest.json: missing {missing}, unknown {unknown}")

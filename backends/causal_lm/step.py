@@ -17,6 +17,7 @@ from backends.causal_lm.runner import Runner
 from backends.causal_lm.scheduler import Chunk, Row, Scheduler
 from backends.causal_lm.sequence import Sequence, next_inputs
 from backends.causal_lm.settings import EngineSettings
+from backends.causal_lm.speculation import Speculation
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -50,8 +51,7 @@ class Stepper:
         self._runner, self._scheduler, self._endings = runner, scheduler, endings
         self._recall = recall
         self._changed, self._metrics, self._clock = changed, metrics, clock
-        self._speculative_streams = settings.speculative_streams
-        self._longest_draft = max(0, min(settings.speculative_tokens, runner.most_verified - 1))
+        self._speculation = Speculation(runner, settings, metrics, clock)
         # Apart, for a prompt that works does not excuse the decoding.
         self._failures = {"prefill": 0, "decode": 0, "verify": 0}
 
@@ -132,15 +132,14 @@ class Stepper:
         """Choose the first token: the prompts of a sequence have been read."""
         self._metrics.observe("time_to_first_token_seconds", self._clock() - sequence.submitted)
         self._metrics.add("generation_tokens_total", 1)
-        if self._longest_draft:
-            sequence.prepare_drafts(self._longest_draft)
+        self._speculation.begin(sequence)
         logits, figures = (np.stack(each) for each in zip(*sequence.endings, strict=True))
         sequence.endings.clear()
         self._accept(sequence, logits, figures, list(range(len(logits))))
 
     def _decode(self, rows: list[Row[Sequence]]) -> None:
         """One token or more for every running sequence, all of which have had one before."""
-        if drafts := self._drafts(rows):
+        if drafts := self._speculation.drafts(rows):
             # The last first: an end moves a row that has had its turn into the one that is free.
             for place in reversed(range(len(rows))):
                 self._verify(place, rows[place], drafts[place])
@@ -163,48 +162,16 @@ class Stepper:
         for sequence, places in held.items():
             self._accept(sequence, logits, figures, places)
 
-    def _drafts(self, rows: list[Row[Sequence]]) -> list[Tokens]:
-        """What may come next in each row, while few run; empty when no row has an idea."""
-        if len(rows) > self._speculative_streams:
-            return []
-        drafts = [row.sequence.draft() for row in rows]
-        return drafts if any(draft.size for draft in drafts) else []
-
     def _verify(self, place: int, row: Row[Sequence], draft: Tokens) -> None:
         """Run a row's last token and its draft at once, and keep what the sequence itself would have said."""
         sequence = row.sequence
-        tokens = np.concatenate([[sequence.last_token], draft])
         try:
-            logits, figures = self._runner.verify(place, tokens, row.length)
+            logits, figures = self._speculation.run(place, row, draft)
         except Exception as error:
             self._failed("verify", [sequence], error)
             return
         self._failures["verify"] = 0
-        self._alone(sequence, lambda: self._keep_right(place, sequence, draft, logits, figures))
-
-    def _keep_right(
-        self, place: int, sequence: Sequence, draft: Tokens, logits: Floats, figures: Floats
-    ) -> FinishReason:
-        """Choose by logits [1 + k, V] and figures [1 + k, F] as far as the draft is right, and once more."""
-        since = sequence.last_token_at
-        for right, token in enumerate([*draft.tolist(), None]):
-            choice = sequence.sampler.choose(logits[right], int(logits[right].argmax()))
-            reason = sequence.accept(choice, figures[right : right + 1], self._clock())
-            if reason or choice.token != token:
-                break
-        self._runner.keep(place, right + 1)
-        sequence.lengths[0] += right + 1
-        self._metrics.add("generation_tokens_total", right + 1)
-        self._metrics.observe("inter_token_latency_seconds", (self._clock() - since) / (right + 1))
-        self._judge(sequence, draft.size, right)
-        return reason
-
-    def _judge(self, sequence: Sequence, drafted: int, accepted: int) -> None:
-        if drafted and sequence.drafter is not None:
-            sequence.drafter.judge(drafted, accepted)
-            self._metrics.add("spec_decode_num_drafts_total", 1)
-            self._metrics.add("spec_decode_num_draft_tokens_total", drafted)
-            self._metrics.add("spec_decode_num_accepted_tokens_total", accepted)
+        self._alone(sequence, lambda: self._speculation.accept(place, sequence, draft, logits, figures))
 
     def _accept(self, sequence: Sequence, logits: Floats, figures: Floats, rows: list[int]) -> None:
         """Choose a sequence's token by its `rows` of logits [n, V] and figures [n, F]."""
