@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.utils import clip_grad_norm_
 
 from training.blocks.block import Block
 from training.data.batches import Batch, Batches
@@ -91,7 +93,12 @@ class Trainer:
             block.recomputes = recipe.gradient_checkpointing
         objective = Objective(decoder, self._sum_over_ranks)
         self._model = spread(objective, self.accelerator, is_sharded=recipe.sharded)
-        self._optimizer = self.accelerator.prepare_optimizer(_build_optimizer(recipe, decoder))
+        # An adapter's base stays as it is, the biases of its routers too.
+        self._moves_biases = decoder.config.balancing == "bias" and recipe.lora is None
+        self._learned = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+        # Not in Accelerate's wrapper, which looks for packages at every step, a twentieth of a small model's.
+        self._optimizer = _build_optimizer(recipe, self._learned)
+        self._scaler = self.accelerator.scaler or GradScaler(enabled=False)
 
     def train_step(self) -> StepReport:
         """Learn from the next batch. Raises FloatingPointError when the loss is no longer a number."""
@@ -102,9 +109,10 @@ class Trainer:
         losses = self._add_gradients(batch)
         cross_entropy, belief, routing = self._sum_over_ranks(torch.stack(losses[:3])).tolist()
         norm = self._clip(cross_entropy)
-        self._optimizer.step()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
         self._optimizer.zero_grad()
-        if self.recipe.lora is None:  # else the biases are the base's, as all that the adapter stands beside
+        if self._moves_biases:
             self.decoder.balance_experts(losses.load)
         self.step += 1
         return StepReport(
@@ -136,17 +144,18 @@ class Trainer:
                     load=part.num_valid / batch.num_valid,
                 )
                 # Ranks' gradients are averaged; the shares are to be added.
-                self.accelerator.backward(share.total * self._num_ranks)
+                self._scaler.scale(share.total * self._num_ranks).backward()
             shares.append(share.detached())
         return shares[0] if num_parts == 1 else Losses(*(sum(each) for each in zip(*shares, strict=True)))
 
     def _clip(self, loss: float) -> float | None:
         """Clip the gradient to the recipe's norm; returns the norm it had."""
-        norm = self.accelerator.clip_grad_norm_(self.decoder.parameters(), self.recipe.clip_norm)
+        self._scaler.unscale_(self._optimizer)
+        norm = clip_grad_norm_(self._learned, self.recipe.clip_norm)
         length = float(whole(norm))
         if math.isfinite(length):
             return length
-        if self.accelerator.scaler is not None and math.isfinite(loss):
+        if self._scaler.is_enabled() and math.isfinite(loss):
             return None  # the scaler leaves the step out and scales less
         raise FloatingPointError(
             f"the gradient of step {self.step} is {length}: train with a lower learning_rate"
@@ -197,10 +206,8 @@ class Trainer:
         return {name: t for name, t in self.decoder.own_tensors().items() if name not in frozen}
 
     def _scale(self) -> dict[str, Tensor]:
-        if self.accelerator.scaler is None:
-            return {}
-        state = self.accelerator.scaler.state_dict()
-        return {f"scaler/{name}": torch.tensor(state[name]) for name in SCALER}
+        state = self._scaler.state_dict()  # empty unless it scales
+        return {f"scaler/{name}": torch.tensor(state[name]) for name in SCALER if name in state}
 
     @torch.no_grad()
     def restore(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -213,10 +220,9 @@ class Trainer:
                 self._optimizer.state[parameter] = {
                     moment: placed_like(value, parameter) for moment, value in moments.items()
                 }
-        if step and self.accelerator.scaler is not None:
-            state = self.accelerator.scaler.state_dict()
+        if step and self._scaler.is_enabled():
             saved = {name: tensors[f"scaler/{name}"].item() for name in SCALER}
-            self.accelerator.scaler.load_state_dict({**state, **saved})
+            self._scaler.load_state_dict({**self._scaler.state_dict(), **saved})
         torch.set_rng_state(tensors["random"])
         self.step = step
 
@@ -240,9 +246,8 @@ def _check_parts(recipe: Recipe, num_ranks: int) -> None:
         )
 
 
-def _build_optimizer(recipe: Recipe, decoder: Decoder) -> torch.optim.AdamW:
+def _build_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
     """AdamW; norms and biases do not decay."""
-    parameters = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},

@@ -195,6 +195,7 @@ def test_computing_activations_twice_keeps_less() -> None:
 def test_parts_make_up_the_batch() -> None:
     batch = batches()[0]
     parts = [batch.part(number, 3) for number in range(3)]
+    assert batch.part(0, 1) is batch
     assert [len(part.input_ids) for part in parts] == [2, 1, 1]
     for name in ("input_ids", "targets", "valid"):
         rows = {tuple(row.tolist()) for part in parts for row in getattr(part, name)}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from random import Random
 from typing import Protocol
 
@@ -42,18 +42,20 @@ class Batch:
     targets: Tensor
     valid: Tensor
 
-    @property
+    @cached_property
     def num_learned(self) -> int:
         """Tokens that the loss counts."""
         return int((self.targets != IGNORED).sum())
 
-    @property
+    @cached_property
     def num_valid(self) -> int:
         """Tokens that are not padding."""
         return int(self.valid.sum())
 
     def part(self, index: int, count: int) -> "Batch":
         """Rows index, index + count, …: one of `count` parts; without any, a row in which nothing counts."""
+        if count == 1:
+            return self
         if index >= len(self.input_ids):
             targets, valid = torch.full_like(self.targets[:1], IGNORED), torch.zeros_like(self.valid[:1])
             return Batch(self.input_ids[:1], targets, valid)
