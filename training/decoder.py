@@ -20,6 +20,7 @@ from training.config import ModelConfig
 from training.lowering import active_lowering
 
 SMALL_STD = 0.02
+GPT2_GAIN = 0.4  # at its width of 768: 0.014, where its paper has 0.02
 RESIDUAL_OUTPUTS = (
     "mixer.out.weight",
     "mixer.statistics.out.weight",
@@ -201,15 +202,26 @@ def init_weights(decoder: Decoder) -> None:
     """Fill all weights: normal with std fan_in^-½; outputs to the residual stream smaller by (2·layers)^½.
 
     Embeddings and routers start small (std 0.02), so that a tied head begins near uniform and routing even.
+    GPT-2, with learned positions and norms before its parts, keeps the proportions of its paper at any width:
+    all weights are smaller, tokens have the same spread and positions half of it. What a token is would else
+    drown in what the first layers add to it, and narrow models would take long to find it again.
     """
-    shrink = math.sqrt(2 * decoder.config.num_layers)
     for name, parameter in decoder.named_parameters():
         if name.endswith("bias"):
             nn.init.zeros_(parameter)
         elif parameter.ndim == 1:
             nn.init.ones_(parameter)
-        elif name.startswith(("embedding", "position")) or "router" in name or "debias.pattern" in name:
-            nn.init.normal_(parameter, std=SMALL_STD)
         else:
-            std = parameter.shape[-1] ** -0.5
-            nn.init.normal_(parameter, std=std / shrink if name.endswith(RESIDUAL_OUTPUTS) else std)
+            nn.init.normal_(parameter, std=_first_std(name, parameter.shape[-1], decoder.config))
+
+
+def _first_std(name: str, fan_in: int, config: ModelConfig) -> float:
+    """What the matrix `name` is drawn with."""
+    is_gpt2 = config.position == "learned" and config.norm_placement == "pre"
+    is_table = name.startswith(("embedding", "position"))
+    if "router" in name or "debias.pattern" in name or (is_table and not is_gpt2):
+        return SMALL_STD
+    std: float = (GPT2_GAIN if is_gpt2 else 1.0) * fan_in**-0.5
+    if name.startswith("position"):
+        return std / 2
+    return std / math.sqrt(2 * config.num_layers) if name.endswith(RESIDUAL_OUTPUTS) else std
