@@ -75,6 +75,10 @@ bench: setup ## the engine beside llama.cpp, onnxruntime-genai and transformers 
 bench-serving: setup ## the whole stack over HTTP beside llama.cpp's own server
 	@exec $(BIN)/python -m tests.bench.serving $(ARGS)
 
+.PHONY: bench-plots
+bench-plots: peers ## draw what the benches have measured, as SVG in tests/bench/results
+	@exec .peers/bin/python tests/bench/plots.py
+
 .PHONY: peers
 peers: .peers/.ready ## build the peers' environment, .peers, for `make bench`
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import secrets
 import statistics
 import time
 from collections.abc import Sequence
@@ -39,11 +40,12 @@ class Load:
     prompt: str
     new_tokens: int
 
-    def body(self, model: str, client: int) -> dict[str, object]:
-        """A request that both sides understand: each has its own way to say that the length is fixed."""
+    def body(self, model: str) -> dict[str, object]:
+        """A request that both sides understand, new each time, so that nobody's prompt cache answers it."""
+        number = secrets.randbelow(10**6)
         return {
             "model": model,
-            "messages": [{"role": "user", "content": f"{client}. {self.prompt}"}],
+            "messages": [{"role": "user", "content": f"Number {number}: {self.prompt}"}],
             "max_tokens": self.new_tokens,
             "temperature": 0.0,
             "stream": True,
@@ -81,7 +83,7 @@ def _median_and_p99(values: Sequence[float]) -> tuple[float, float]:
 async def _all(url: str, model: str, load: Load, extra: dict[str, object]) -> list[Answer]:
     limits = httpx.Limits(max_connections=load.clients)
     async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
-        bodies = [load.body(model, number) | extra for number in range(load.clients)]
+        bodies = [load.body(model) | extra for _ in range(load.clients)]
         return await asyncio.gather(*(_one(client, body, load.new_tokens) for body in bodies))
 
 

@@ -5,6 +5,7 @@ before tokens are timed; the two take turns at every position.
 """
 
 import argparse
+import math
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -27,12 +28,13 @@ SETTINGS = EngineSettings(slots=1)
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds per decoded token at `position`: median and quartiles."""
+    """Milliseconds per decoded token at `position`, median and quartiles; what such a text's state takes."""
 
     model: str
     position: int
     median: float
     quartiles: tuple[float, float]
+    state_bytes: int
 
 
 class Text:
@@ -42,9 +44,17 @@ class Text:
         version = exported(name)
         manifest = read_manifest(version / "manifest.json")
         self.model = name
-        self._vocab_size = manifest.vocab_size
+        self._vocab_size, self._states = manifest.vocab_size, manifest.states
         self._length = 0
         self._runner = OnnxRuntimeRunner(version, manifest, SETTINGS)
+
+    def state_bytes(self, position: int) -> int:
+        """What of a row's states a text of `position` tokens fills."""
+        total = 0
+        for state in self._states:
+            size = math.prod(state.shape) * np.dtype(state.dtype).itemsize
+            total += size * position // state.shape[1] if state.kind == "kv" else size
+        return total
 
     def read_to(self, position: int) -> None:
         """Append random tokens until the text has `position` of them."""
@@ -88,12 +98,12 @@ def _measure(texts: list[Text], position: int, tokens: int) -> list[Timing]:
     for _ in range(3):
         for text in texts:
             times[text.model] += text.time_tokens(tokens // 3)
-    return [_timing(model, position, figures) for model, figures in times.items()]
+    return [_timing(text, position, times[text.model]) for text in texts]
 
 
-def _timing(model: str, position: int, figures: list[float]) -> Timing:
+def _timing(text: Text, position: int, figures: list[float]) -> Timing:
     low, median, high = (round(figure, 3) for figure in statistics.quantiles(figures, n=4))
-    return Timing(model, position, median, (low, high))
+    return Timing(text.model, position, median, (low, high), text.state_bytes(position))
 
 
 def _print(timings: list[Timing]) -> None:
