@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,11 +28,16 @@ class Row:
     streams: int = 1
 
 
+# ONNX Runtime's idle workers spin for 40 ms before they sleep: they would take a core from whoever is next.
+PAUSE_SECONDS = 0.2
+
+
 def in_turns(contenders: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
     """Measure every contender once a round, after one round that does not count."""
     figures: dict[str, list[float]] = {name: [] for name in contenders}
     for round_number in range(rounds + 1):
         for name, measure in contenders.items():
+            time.sleep(PAUSE_SECONDS)
             figure = measure()
             if round_number:
                 figures[name].append(figure)
