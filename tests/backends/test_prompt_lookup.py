@@ -70,14 +70,13 @@ def test_a_draft_is_as_long_as_what_was_right_of_the_last_and_doubles_when_all_w
 
 
 def test_drafts_that_are_never_right_become_rare() -> None:
-    drafts, verified = drafter([1, 2, 1, 2]), 0
-    for _ in range(400):
-        drafts.extend(int(drafts.draft(1).size))  # whatever comes, the next lookup may find something
-        drafts._text[: drafts._size] = np.resize([1, 2], drafts._size)
-        if drafts.draft(9).size:
+    drafts, verified = drafter([1, 2] * 4), 0
+    for number in range(400):
+        if (draft := drafts.draft(9)).size:
             verified += 1
-            drafts.judge(1, 0)
-    assert verified <= 12
+            drafts.judge(draft.size, 0)
+        drafts.extend([1, 2][number % 2])
+    assert 5 <= verified <= 12
 
 
 def test_a_pause_ends_and_a_right_draft_ends_the_distrust() -> None:
