@@ -17,7 +17,7 @@ from tests.bench.engine import engine_rate, start_engine
 from tests.bench.history import print_changes, read_rows
 from tests.bench.measure import Row, compare, in_turns, print_table, write_results
 from tests.bench.peers import open_peers, say_missing
-from tests.bench.weights import NAMES, Weights
+from tests.bench.weights import NAMES, RefusedError, Weights
 from tests.bench.workload import Workload
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
@@ -33,7 +33,10 @@ def main() -> None:
     rows: list[Row] = []
     for model in arguments.models:
         for precision in arguments.precisions:
-            rows += bench(Weights(model), precision, workloads(arguments), arguments.rounds)
+            try:
+                rows += bench(Weights(model), precision, workloads(arguments), arguments.rounds)
+            except RefusedError as refusal:
+                Console(stderr=True).print(str(refusal))
             write_results(rows, RESULTS)
     print_table(rows)
     print_changes(before, rows)

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from backends.causal_lm.manifest import read_manifest
+from backends.causal_lm.state import StatePools
 from tests.bench.workload import Workload
 
 
@@ -23,13 +24,13 @@ class BareSession:
         self._session = ort.InferenceSession(
             version / self.manifest.graph, options, providers=["CPUExecutionProvider"]
         )
-        self._states = [np.zeros((rows, *state.shape), state.dtype) for state in self.manifest.states]
+        self._states = StatePools(self.manifest.states, rows)
         self._logits = np.zeros((rows, self.manifest.vocab_size), np.float32)
 
     def rate(self, workload: Workload) -> float:
         """Tokens per second of the whole workload, prompts included."""
-        for state in self._states:
-            state[: workload.streams, ..., 0] = 0
+        for row in range(workload.streams):
+            self._states.reset(row)
         prompts = workload.prompts(self.manifest.vocab_size)
         start = time.perf_counter()
         for row, prompt in enumerate(prompts):
@@ -46,7 +47,7 @@ class BareSession:
         inputs["logits_at"] = np.full((len(ids), 1), ids.shape[1] - 1)
         for name, array in inputs.items():
             bind_input(binding, name, array)
-        for state, buffer in zip(self.manifest.states, self._states, strict=True):
+        for state, buffer in zip(self._states.states, self._states.pools, strict=True):
             bind_input(binding, state.past, buffer[first:stop])
             bind_output(binding, state.present, buffer[first:stop])
         bind_output(binding, "logits", self._logits[first:stop, None])

@@ -16,6 +16,11 @@ HERE = Path(__file__).parent
 MODELS = HERE / "models"
 REFERENCE = "llama-32m"
 NAMES = ("smollm2", REFERENCE)
+REFUSED = 1  # how the export ends when it says no
+
+
+class RefusedError(Exception):
+    """A precision that costs this model more quality than the proof allows, so that nobody can serve it."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +38,14 @@ class Weights:
         return self.model == REFERENCE
 
     def installed(self, precision: str) -> Path:
-        """The engine's version directory, as `trident export` installs it."""
+        """The engine's version directory, as `trident export` installs it; RefusedError where it doesn't."""
         repository = self.repository(precision)
         command = [sys.executable, "-m", "export", "--model", self.model, "--precision", precision]
         known = ["--source", str(self.source())] if self.is_reference else []
-        subprocess.run([*command, *known, "--repository", str(repository)], check=True)
+        done = subprocess.run([*command, *known, "--repository", str(repository)])
+        if done.returncode == REFUSED:
+            raise RefusedError(f"{self.model} {precision} is left out: its export was refused")
+        done.check_returncode()
         versions = (repository / f"{self.model}_engine").glob("[0-9]*")
         return max(versions, key=lambda path: int(path.name))
 
