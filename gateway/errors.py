@@ -73,7 +73,7 @@ def from_wire(error: WireError, parameters: Mapping[str, str]) -> ApiError:
         return ApiError(503, message, code="overloaded", retry=True)
     if error.code == "timeout":
         message = f"The request has waited for its turn as long as it may: {error.message}"
-        return ApiError(504, message, code="timeout", retry=True)
+        return ApiError(503, message, code="timeout", retry=True)
     if error.code == "unavailable":
         message = f"The model server is not available: {error.message}"
         return ApiError(503, message, code="unavailable", retry=True)

@@ -166,6 +166,7 @@ def test_an_output_outside_the_contract_is_named():
     [
         ("invalid: top_p: 2.0 is above 1", "invalid", "top_p", "2.0 is above 1"),
         ("in ensemble 'm', overloaded: queue: full: 64 wait", "overloaded", "queue", "full: 64 wait"),
+        ("in ensemble 'm', timeout: timeout: no turn", "timeout", "timeout", "no turn"),
         ("[request id: 3] unavailable: engine: it stops", "unavailable", "engine", "it stops"),
         ("invalid: messages[0].role: 'x'\nis unknown", "invalid", "messages[0].role", "'x'\nis unknown"),
         (

@@ -300,6 +300,7 @@ async def test_a_model_loaded_later_is_found(openai_client, transport):
         (WireError("invalid", "top_p", "2 was given"), 400, "top_p", "invalid_value"),
         (WireError("not_found", "model", "it was unloaded"), 404, "model", "model_not_found"),
         (WireError("overloaded", "queue", "64 wait"), 503, None, "overloaded"),
+        (WireError("timeout", "timeout", "no turn in 5 ms"), 503, None, "timeout"),
         (WireError("unavailable", "engine", "it stops"), 503, None, "unavailable"),
         (WireError("internal", "server", "secret detail"), 500, None, "internal_error"),
         (ZeroDivisionError("secret detail"), 500, None, "internal_error"),
