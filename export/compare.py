@@ -173,6 +173,7 @@ def cut_windows(text: Tokens, count: int, length: int) -> Tokens:
 def _score(logits: Logits, targets: Tokens) -> tuple[NDArray[np.float64], Tokens]:
     """Negative log-likelihood (N,) of `targets` under `logits` (N, V), and the likeliest token (N,)."""
     wide = logits.astype(np.float64)
-    highest = wide.max(axis=-1)
-    normaliser = highest + np.log(np.exp(wide - highest[:, None]).sum(axis=-1))
-    return normaliser - wide[np.arange(len(targets)), targets], logits.argmax(axis=-1)
+    wide -= wide.max(axis=-1, keepdims=True)
+    chosen = wide[np.arange(len(targets)), targets]
+    np.exp(wide, out=wide)
+    return np.log(wide.sum(axis=-1)) - chosen, logits.argmax(axis=-1)

@@ -1,5 +1,6 @@
 """A decoder as an ONNX graph: one serving step, dynamic batch and length, states in and out."""
 
+import gc
 import logging
 import warnings
 from collections.abc import Iterator
@@ -70,8 +71,12 @@ def graph_from_decoder(
                 "ONNX Runtime's CPU operators compute in float32: choose int8 or int4 for a smaller model"
             )
         decoder = _in_half(decoder)
-    model = _trace(decoder, LOWERINGS[lowering], extra_outputs)
-    return save_graph(tidy(model, decoder.state_dict()), path)
+    # With parameters of its own over the same memory, to be emptied when the graph is written.
+    decoder = Decoder.from_tensors(decoder.config, decoder.state_dict())
+    model = tidy(_trace(decoder, LOWERINGS[lowering], extra_outputs), decoder.state_dict())
+    save_graph(model, path)
+    _let_go_of_weights(model, decoder)
+    return path
 
 
 def _in_half(decoder: Decoder) -> Decoder:
@@ -81,9 +86,12 @@ def _in_half(decoder: Decoder) -> Decoder:
 
 
 def _example_state(decoder: Decoder) -> State:
+    """Two rows, never read nor written: tracing wants shapes, and long caches would take real memory."""
     dtype = decoder.embedding.weight.dtype
-    pairs = zip(decoder.state_specs(), decoder.init_state(2), strict=True)
-    return tuple(tensor.to(dtype) if spec.kind == "kv" else tensor for spec, tensor in pairs)
+    return tuple(
+        torch.empty(2, *spec.shape, dtype=dtype if spec.kind == "kv" else getattr(torch, spec.dtype))
+        for spec in decoder.state_specs()
+    )
 
 
 def _trace(decoder: Decoder, lowering: Lowering, extra_outputs: tuple[str, ...]) -> ir.Model:
@@ -105,6 +113,15 @@ def _trace(decoder: Decoder, lowering: Lowering, extra_outputs: tuple[str, ...])
         )
     assert program is not None
     return program.model
+
+
+def _let_go_of_weights(model: ir.Model, decoder: Decoder) -> None:
+    """The exporter's rewrite rules remember the last graph, with each weight before and after folding."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
+    for parameter in decoder.parameters():
+        parameter.data = torch.empty(0)
+    gc.collect()  # an exported program refers to itself
 
 
 @contextmanager

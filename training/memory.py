@@ -1,4 +1,4 @@
-"""How the C library treats memory that is freed and soon wanted again."""
+"""How the C library treats memory that is freed: kept, where it is soon wanted again, or given back."""
 
 import ctypes
 
@@ -16,3 +16,13 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGEST)
         mallopt(M_TRIM_THRESHOLD, LARGEST)
+
+
+def return_freed_memory() -> None:
+    """Give the system back what lies free between blocks in use: after a model's weights, most of them.
+
+    Does nothing where the C library is another.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
