@@ -9,7 +9,7 @@ from pathlib import Path
 from backends.environment import STUB, ServerEnvironment, ServerError
 
 PACKAGE = Path(__file__).parent
-OURS = ("causal_lm", "onnxruntime", "tokenizer")
+OURS = ("causal_lm", "embedding_tokenizer", "onnxruntime", "tokenizer")
 FROM_WHEEL = ("libtriton_python.so", "triton_python_backend_utils.py")
 
 

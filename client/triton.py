@@ -16,6 +16,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
 
+from client.embeddings import TEXT_SUFFIX, Embeddings, Texts, embeddings_from, infer_inputs, target_of
 from client.wire import GenerateRequest, GenerateResponse, Tensor, WireError, infer_input
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -99,12 +100,27 @@ class AsyncTritonClient:
             if not finished:
                 await self._stop(model, request_id, stream, reading)
 
+    async def embed(self, model: str, texts: Texts) -> Embeddings:
+        """Return the vectors of up to MAX_BATCH `texts`, all of them strings or all lists of token ids."""
+        with self._translating():
+            result = await self._client.infer(target_of(model, texts), infer_inputs(texts))
+        return embeddings_from(result, texts)
+
+    async def embedding_models(self) -> list[str]:
+        """Return the names of the models that can embed."""
+        return sorted(
+            name.removesuffix(TEXT_SUFFIX) for name in await self._ready() if name.endswith(TEXT_SUFFIX)
+        )
+
     async def models(self) -> list[str]:
         """Return the names that clients can generate with: ready, and with a ready engine behind them."""
+        ready = await self._ready()
+        return sorted(name for name in ready if name + ENGINE_SUFFIX in ready)
+
+    async def _ready(self) -> set[str]:
         with self._translating():
             index = await self._client.get_model_repository_index(client_timeout=_UNARY_TIMEOUT_S)
-        ready = {entry.name for entry in index.models if entry.state == "READY"}
-        return sorted(name for name in ready if name + ENGINE_SUFFIX in ready)
+        return {entry.name for entry in index.models if entry.state == "READY"}
 
     async def model_ready(self, model: str) -> bool:
         """Return whether the model takes requests."""

@@ -44,7 +44,10 @@ def import_graph(options: GraphOptions, progress: Progress) -> GraphOutcome:
     check_name(options.model)
     graph = read_graph(options.source)
     if graph.is_decoder:
-        raise ExportError(f"{graph.path} is a decoder with a cache, which is no stateless graph")
+        raise ExportError(
+            f"{graph.path} is a decoder with a cache of its own, which is not served: import the checkpoint "
+            "that it was made from"
+        )
     target = options.repository / options.model
     require_no_other(target)
     source = stamp_graph(graph, options.example)

@@ -7,6 +7,8 @@ from typing import Annotated
 import typer
 
 from export.console import StageReporter, print_graph_outcome, print_outcome
+from export.embedder_command import is_encoder, run_embedder
+from export.embedder_options import EmbedderOptions
 from export.errors import ExportError
 from export.formats.detect import detect_format
 from export.hub import SCHEME, download
@@ -52,6 +54,10 @@ def import_checkpoint(
             _refuse_for_graphs(precision=precision, chat_template=chat_template, max_length=max_length)
             _import_graph(given, path, repository=repository, example=example, force=force)
             return
+        if is_encoder(path):
+            _refuse_for_graphs(precision=precision, chat_template=chat_template)
+            run_embedder("import", EmbedderOptions(given, path, None, max_length, repository, force))
+            return
         if example is not None:
             raise ExportError(f"{path} is no graph: --example is for those")
         options = ExportOptions(
@@ -72,7 +78,7 @@ def _refuse_for_graphs(**options: object) -> None:
     for name, value in options.items():
         if value is not None:
             flag = f"--{name.replace('_', '-')}"
-            raise ExportError(f"{flag} is for checkpoints; a graph is served as it is: leave it out")
+            raise ExportError(f"{flag} is for language models; this is served as it is: leave it out")
 
 
 def _import_graph(name: str, path: Path, *, repository: Path, example: Path | None, force: bool) -> None:

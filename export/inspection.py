@@ -44,7 +44,7 @@ def inspect_graph(path: Path) -> Inspection:
     opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     names = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in names]
-    served = "causal_lm, as it is" if graph.is_decoder else "onnxruntime, as it is"
+    served = "nothing: import its checkpoint instead" if graph.is_decoder else "onnxruntime, as it is"
     rows = (
         ("format", f"onnx, {size / MEGABYTE:.1f} MB in {len(graph.files)} files"),
         ("made by", f"{model.producer_name or 'nobody that says so'}; opset {opsets}"),

@@ -14,7 +14,7 @@ from export.sources import find_source, sampling_for
 from export.stamps import request_hash
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-RESERVED_ENDINGS = ("_engine", "_tokenizer")
+RESERVED_ENDINGS = ("_engine", "_tokenizer", "_embedder", "_embedding")
 
 # A stage's name when it begins, and within it what is done now.
 Progress = Callable[[str, str], None]

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from gateway import errors
 from gateway.body import schemas
 from gateway.catalogue import Catalogue
+from gateway.embeddings import EmbeddingRequest, EmbeddingRoutes
 from gateway.metrics import Metrics
 from gateway.observation import Observation
 from gateway.openai_requests import ChatRequest, CompletionRequest
@@ -35,6 +36,7 @@ def create_app(settings: Settings, transport: Transport) -> FastAPI:
     openai = OpenAI(engine, Catalogue(transport), settings.max_body_bytes, int(time.time()))
     app = FastAPI(title="Trident", lifespan=lifespan, redoc_url=None)
     app.include_router(openai.router())
+    app.include_router(EmbeddingRoutes(transport, metrics, settings.max_body_bytes).router())
     app.include_router(Operations(transport, metrics).router())
     app.add_middleware(Observation, metrics=metrics)
     errors.install(app, settings.retry_after_s)
@@ -48,7 +50,7 @@ def _document_bodies(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = generate()
         document.setdefault("components", {}).setdefault("schemas", {}).update(
-            schemas(ChatRequest, CompletionRequest)
+            schemas(ChatRequest, CompletionRequest, EmbeddingRequest)
         )
         return document
 

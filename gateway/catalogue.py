@@ -18,6 +18,10 @@ class Catalogue:
         self._names = await self._transport.models()
         return self._names
 
+    async def listed(self) -> list[str]:
+        """Ask Triton and return every model's name, also of those that embed only; raises WireError."""
+        return sorted({*await self.refresh(), *await self._transport.embedding_models()})
+
     async def require(self, model: str) -> None:
         """Return if the model is served; ApiError 404 that lists the models otherwise."""
         if model not in self._names and model not in await self.refresh():

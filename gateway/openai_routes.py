@@ -57,12 +57,13 @@ class OpenAI:
 
     async def model(self, model: str) -> JSONResponse:
         """Describe one model."""
-        await self._require(model)
+        if model not in await self._names():
+            await self._require(model)
         return JSONResponse(self._model(model))
 
     async def _names(self) -> list[str]:
         try:
-            return await self.catalogue.refresh()
+            return await self.catalogue.listed()
         except WireError as error:
             raise from_wire(error, {}) from error
 

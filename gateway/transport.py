@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Protocol
 
+from client.embeddings import Embeddings, Texts
 from client.wire import GenerateRequest, GenerateResponse
 
 
@@ -15,6 +16,12 @@ class Transport(Protocol):
         self, model: str, request: GenerateRequest, *, request_id: str | None = None
     ) -> AsyncGenerator[GenerateResponse, None]:
         """Yield the responses of one generation; closing the generator cancels it."""
+
+    async def embed(self, model: str, texts: Texts) -> Embeddings:
+        """Return the vectors of up to MAX_BATCH texts, all strings or all lists of token ids."""
+
+    async def embedding_models(self) -> list[str]:
+        """Return the names of the models that can embed."""
 
     async def models(self) -> list[str]:
         """Return the names of the models that can generate."""

@@ -16,7 +16,7 @@ ALLOWED = {
     "training": (),
     "export": ("training",),
     "backends": (),
-    "gateway": ("client.wire", "client.triton"),
+    "gateway": ("client.wire", "client.triton", "client.embeddings"),
     "client": (),
 }
 
@@ -53,7 +53,7 @@ def test_a_station_imports_only_what_lies_before_it(station: str) -> None:
     assert not foreign
 
 
-@pytest.mark.parametrize("backend", ["causal_lm", "onnxruntime", "tokenizer"])
+@pytest.mark.parametrize("backend", ["causal_lm", "embedding_tokenizer", "onnxruntime", "tokenizer"])
 def test_code_inside_triton_needs_only_the_server_environment(backend: str) -> None:
     known = SERVER_PACKAGES | {"backends"} | sys.stdlib_module_names
     foreign = {

@@ -110,7 +110,7 @@ def test_what_is_for_checkpoints_is_refused(tmp_path: Path) -> None:
     source = onnx_graphs.affine(tmp_path / "g.onnx")
     for option in ("--precision=fp32", "--max-length=9", "--chat-template=x"):
         refused = import_(tmp_path / "repository", source, option)
-        assert "is for checkpoints; a graph is served as it is" in refused.stderr
+        assert "is for language models; this is served as it is" in refused.stderr
     with pytest.raises(ExportError, match="trident import` serves it as it is"):
         open_checkpoint(source)
 
@@ -122,6 +122,16 @@ def test_a_model_of_another_kind_is_not_replaced(tmp_path: Path) -> None:
     refused = import_(tmp_path / "repository", onnx_graphs.affine(tmp_path / "g.onnx"))
     assert "is a model of the kind ensemble: give this one another --name" in refused.stderr
     assert (taken / "config.pbtxt").read_text() == 'platform: "ensemble"'
+
+
+@pytest.mark.parametrize("cache", ["past_key_values.0.key", "past.00.value", "past_0"])
+def test_a_decoder_with_a_cache_is_told_from_a_stateless_graph(cache: str, tmp_path: Path) -> None:
+    node = onnx_graphs.helper.make_node("Add", ["x", cache], ["y"])
+    ports = [(name, onnx_graphs.FLOAT, ["B", 4]) for name in ("x", cache, "y")]
+    path = onnx_graphs.write_graph(tmp_path / "g.onnx", [node], ports[:2], ports[2:])
+    refused = import_(tmp_path / "repository", path)
+    assert "a cache of its own, which is not served: import the checkpoint" in refused.stderr
+    assert dict(inspect(path).rows)["served as"] == "nothing: import its checkpoint instead"
 
 
 def test_a_file_named_as_a_graph_must_be_one(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Stands where Triton stands: plays a script of responses, and remembers what it was asked."""
 
 import asyncio
+import struct
 from dataclasses import dataclass, field
 
+from client.embeddings import Embeddings
 from client.wire import GenerateResponse, WireError
 
 
@@ -24,6 +26,7 @@ class FakeTransport:
 
     script: list = field(default_factory=lambda: spoken("Hello", " world"))
     served: list = field(default_factory=lambda: ["toy"])
+    embedding: list = field(default_factory=lambda: ["minilm"])
     away: bool = False
     not_ready: set = field(default_factory=set)
     asked: list = field(default_factory=list)
@@ -68,6 +71,22 @@ class FakeTransport:
         for name in ("output_ids", "output_log_probs", "top_log_probs"):
             fields[name] = [value for r in responses for value in getattr(r, name)]
         return [*others, GenerateResponse(**fields)]
+
+    async def embed(self, model, texts):
+        """The vector of a text is (its length, 0.5); of token ids, (their sum, 0.5)."""
+        if self.away:
+            raise WireError("unavailable", "server", "Triton does not answer at 127.0.0.1:8001")
+        if model not in self.embedding:
+            raise WireError("not_found", "model", f"the server has no model '{model}_embedding'")
+        self.asked.append(list(texts))
+        if "" in texts:
+            raise WireError("invalid", "text_input", "empty; at least one token is needed")
+        firsts = [len(text) if isinstance(text, str) else sum(text) for text in texts]
+        vectors = tuple(struct.pack("<2f", first, 0.5) for first in firsts)
+        return Embeddings(vectors, num_tokens=3 * len(texts))
+
+    async def embedding_models(self):
+        return self.embedding
 
     async def models(self):
         if self.away:

@@ -270,7 +270,8 @@ async def test_an_answer_can_be_sent_back_as_it_came(openai_client, transport):
 
 
 async def test_models_are_listed_and_described(openai_client):
-    assert [model.id async for model in openai_client.models.list()] == ["toy"]
+    assert [model.id async for model in openai_client.models.list()] == ["minilm", "toy"]
+    assert (await openai_client.models.retrieve("minilm")).id == "minilm"
     model = await openai_client.models.retrieve("toy")
     assert (model.id, model.object, model.owned_by) == ("toy", "model", "trident")
     with pytest.raises(openai.NotFoundError, match="served: toy"):
