@@ -24,6 +24,8 @@ RECIPE = ("export/**/*.py", "training/blocks/*.py", "training/decoder.py", "trai
 PLUMBING = {
     "__main__.py",
     "console.py",
+    "embedder_command.py",
+    "embedder_options.py",
     "errors.py",
     "hub.py",
     "import_command.py",
