@@ -200,7 +200,7 @@ def _state_bytes(manifest: Manifest, tokens: int) -> int:
 
 def _print(resumed: list[Resumed], memory: list[Memory], chats: int, on_disk: int) -> None:
     title = f"{chats:,} parked chats of 16 to {LONGEST:,} tokens, {on_disk / 2**30:.2f} GB: ms to resume"
-    table = Table("from", "chats", "p50", "p99", "longest", "goal", title=title)
+    table = Table("from", "chats", "p50", "p99", "longest", "goal", title=title, min_width=76)
     for each in resumed:
         goal = f"p99 ≤ {each.goal:g} {'met' if each.met else 'missed'}"
         table.add_row(each.tier, f"{each.chats:,}", f"{each.p50}", f"{each.p99}", f"{each.longest}", goal)
