@@ -6,11 +6,11 @@ from pydoc_data.topics import topics
 import pytest
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from export.formats.imported import ImportedModel
 from export.formats.readers import read_model
 from export.sources import MODELS
+from tests.export.three_doors import directory_from_gguf
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +20,7 @@ def packaged() -> ImportedModel:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory that transformers makes of the GGUF file, by its own reader of it."""
-    gguf, directory = MODELS["smollm2"].locate(), tmp_path_factory.mktemp("smollm2")
-    model = LlamaForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    # It says that it is quantized, but its weights are float32 by now.
-    config = {name: value for name, value in model.config.to_dict().items() if name != "quantization_config"}
-    plain = LlamaForCausalLM(LlamaConfig.from_dict(config))
-    plain.load_state_dict(model.state_dict())
-    plain.save_pretrained(directory)
-    read_model(gguf).tokenizer.write(directory)
-    return directory
+    return directory_from_gguf(MODELS["smollm2"].locate(), tmp_path_factory.mktemp("doors") / "smollm2")
 
 
 def logits(model: ImportedModel) -> torch.Tensor:
