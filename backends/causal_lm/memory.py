@@ -29,7 +29,7 @@ class SlotMemory:
         self._shape, self._dtype = shape, np.dtype(dtype)
         self._row_bytes = math.prod(shape) * self._dtype.itemsize
         self._file = os.memfd_create("states")
-        weakref.finalize(self, os.close, self._file)
+        weakref.finalize(self, os.close, self._file).atexit = False
         os.ftruncate(self._file, slots * self._row_bytes)
         memory = mmap.mmap(self._file, slots * self._row_bytes)
         with suppress(OSError):  # a kernel built without huge pages knows no such advice
@@ -50,7 +50,8 @@ class SlotMemory:
         size = times * self._row_bytes
         start = _map(None, size, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
         buffer = (ctypes.c_char * size).from_address(start)
-        weakref.finalize(buffer, _libc.munmap, start, size)
+        # Not when the process ends: an engine that was not closed may still be computing then.
+        weakref.finalize(buffer, _libc.munmap, start, size).atexit = False
         for time in range(times):
             place, flags = start + time * self._row_bytes, mmap.MAP_SHARED | _MAP_FIXED
             protection = mmap.PROT_READ | mmap.PROT_WRITE
