@@ -50,8 +50,8 @@ class Weights:
         return max(versions, key=lambda path: int(path.name))
 
     def repository(self, precision: str) -> Path:
-        """The model repository of one precision."""
-        return MODELS / precision
+        """A model repository of its own: a server waits for every model that it finds."""
+        return MODELS / f"{self.model}-{precision}"
 
     def gguf(self, precision: str) -> dict[str, Path]:
         """llama.cpp's files of that bit width, by the name of their type; the packaged one as it is."""
