@@ -174,7 +174,7 @@ class OnnxRuntimeRunner:
 
     def _compare_decoding(self) -> bool:
         """Read a few tokens at once and one by one; attention rounds otherwise, and isn't tried."""
-        if any(state.kind != "recurrent" for state in self._states.states):
+        if {state.kind for state in self._states.states} != {"recurrent"}:
             return False
         T = min(8, len(self._tokens))
         tokens, found = np.arange(T) % self._manifest.vocab_size, []
