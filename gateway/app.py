@@ -15,7 +15,8 @@ from gateway.catalogue import Catalogue
 from gateway.embeddings import EmbeddingRequest, EmbeddingRoutes
 from gateway.metrics import Metrics
 from gateway.observation import Observation
-from gateway.openai_requests import ChatRequest, CompletionRequest
+from gateway.openai_chat import ChatRequest
+from gateway.openai_requests import CompletionRequest
 from gateway.openai_routes import OpenAI
 from gateway.openai_run import Engine
 from gateway.operations import Operations

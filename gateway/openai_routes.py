@@ -13,8 +13,9 @@ from gateway.body import documented, read_json
 from gateway.catalogue import Catalogue
 from gateway.errors import from_wire
 from gateway.generation import unless_disconnected
+from gateway.openai_chat import ChatRequest
 from gateway.openai_forms import ChatForm, CompletionForm, Form
-from gateway.openai_requests import ChatRequest, CompletionRequest, Sampling
+from gateway.openai_requests import CompletionRequest, Sampling
 from gateway.openai_responses import Answer
 from gateway.openai_run import Engine, Run
 from gateway.sse import EventStream
