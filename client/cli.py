@@ -47,6 +47,16 @@ Evidence = Annotated[
 Permutations = Annotated[
     int | None, typer.Option(min=1, help="Average the answer over this many orders of the evidence.")
 ]
+JsonSchema = Annotated[
+    str | None, typer.Option("--json-schema", help="The answer is JSON that keeps to this schema, or @FILE.")
+]
+Regex = Annotated[str | None, typer.Option(help="The answer matches this regular expression (Rust's).")]
+Choices = Annotated[
+    list[str] | None, typer.Option("--choice", help="The answer is this; may be given again: one of these.")
+]
+Grammar = Annotated[
+    str | None, typer.Option(help="The answer keeps to this Lark grammar of llguidance's, or @FILE.")
+]
 
 DEFAULT_URL = "127.0.0.1:8001"
 
@@ -85,11 +95,16 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
     evidence: Evidence = None,
     permutations: Permutations = None,
+    json_schema: JsonSchema = None,
+    regex: Regex = None,
+    choice: Choices = None,
+    grammar: Grammar = None,
     show_uncertainty: ShowUncertainty = False,
 ) -> None:
     """Generate one answer to standard output, as it comes."""
     from client.chat import say_once
     from client.evidence import read_blocks, with_place
+    from client.guide import guide_fields
 
     if raw and system is not None:
         raise typer.BadParameter(
@@ -107,6 +122,7 @@ def generate(
         "stop_words": stop or None,
         "evidence": blocks,
         "num_permutations": permutations,
+        **guide_fields(json_schema=json_schema, regex=regex, choices=choice, grammar=grammar),
     }
     say_once(
         url,

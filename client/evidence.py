@@ -12,7 +12,12 @@ PLACE = "{evidence}"
 
 def read_blocks(given: Sequence[str]) -> list[str]:
     """Return each block: the text itself, or of @FILE what is in it; raises WireError."""
-    return [_content(Path(text[1:])) if text.startswith("@") else text for text in given]
+    return [text_of(text, "evidence") for text in given]
+
+
+def text_of(given: str, field: str) -> str:
+    """Return a text, or of @FILE what is in it; WireError about `field` if it can't be read."""
+    return _content(Path(given[1:]), field) if given.startswith("@") else given
 
 
 def with_place(prompt: str, *, beside: str | None) -> str:
@@ -20,9 +25,9 @@ def with_place(prompt: str, *, beside: str | None) -> str:
     return prompt if PLACE in prompt or PLACE in (beside or "") else f"{PLACE}\n\n{prompt}"
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, field: str) -> str:
     try:
         return path.read_text(encoding="utf-8").rstrip("\n")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise WireError("invalid", "evidence", f"{path} can't be read: {why}") from error
+        raise WireError("invalid", field, f"{path} can't be read: {why}") from error

@@ -92,6 +92,7 @@ _EMPTY: dict[str, Any] = {"timings": {}, "top_log_probs": []}
 _ERROR_FORM = re.compile(
     r"\b(invalid|overloaded|timeout|unavailable|internal): ([A-Za-z_][\w.\[\]-]*): (.+)", re.DOTALL
 )
+_UNKNOWN_INPUT = re.compile(r"unexpected inference input '(\w+)'")
 _UNKNOWN_MODEL = re.compile(r"[Uu]nknown model: '(.+?)'")
 
 
@@ -110,6 +111,8 @@ class WireError(Exception):
         if form := _ERROR_FORM.search(text):
             code, name, message = form.groups()
             return cls(cast(ErrorCode, code), name, message.strip())
+        if unexpected := _UNKNOWN_INPUT.search(text):
+            return cls("invalid", unexpected[1], "this model was installed without it; export it again")
         if unknown := _UNKNOWN_MODEL.search(text):
             return cls("not_found", "model", f"the server has no model {unknown[1]!r}")
         return cls("internal", "server", text.strip())

@@ -132,6 +132,33 @@ def test_evidence_goes_to_its_place_and_files_are_read(trident, triton, tmp_path
     }
 
 
+@pytest.mark.parametrize(
+    ("options", "kind", "guide"),
+    [
+        (["--regex", "@[ab]+"], "regex", "@[ab]+"),
+        (["--choice", "yes", "--choice", "nö"], "choice", '["yes", "n\\u00f6"]'),
+        (["--grammar", 'start: "a"'], "grammar", 'start: "a"'),
+        (["--json-schema", "@SCHEMA"], "json_schema", '{"type": "null"}'),
+    ],
+)
+def test_the_form_of_an_answer_is_an_option(trident, triton, tmp_path, options, kind, guide):
+    (tmp_path / "schema.json").write_text('{"type": "null"}\n')
+    options = [option.replace("SCHEMA", str(tmp_path / "schema.json")) for option in options]
+    assert trident("generate", "Say.", *options)[0] == 0
+    inputs = sent(triton)
+    assert (inputs["guided_decoding_guide_type"], inputs["guided_decoding_guide"]) == (kind, guide)
+
+
+def test_two_forms_of_one_answer_and_a_missing_schema_are_one_sentence(trident):
+    code, _, errors = trident("generate", "Say.", "--regex", "a", "--choice", "b")
+    assert (code, errors) == (
+        1,
+        "trident: --regex and --choice: an answer has one form; give one of them",
+    )
+    code, _, errors = trident("generate", "Say.", "--json-schema", "@nowhere")
+    assert (code, errors) == (1, "trident: --json-schema: nowhere can't be read: No such file or directory")
+
+
 def test_evidence_may_have_its_place_in_the_system_message(trident, triton):
     trident("generate", "Where?", "--system", "Know: {evidence}", "-e", "a")
     contents = [message["content"] for message in json.loads(sent(triton)["messages"])]

@@ -175,6 +175,12 @@ def test_an_output_outside_the_contract_is_named():
             "model",
             "the server has no model 'gpt'",
         ),
+        (
+            "[request id: 4] unexpected inference input 'tools' for model 'smollm2'",
+            "invalid",
+            "tools",
+            "this model was installed without it; export it again",
+        ),
         ("something broke", "internal", "server", "something broke"),
         ("this is invalid: very much so", "internal", "server", "this is invalid: very much so"),
     ],
