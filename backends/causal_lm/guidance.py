@@ -27,6 +27,10 @@ _LONGEST_REASON = 300
 # Processor time of the engine's thread: what a guide may use at all, and beside that for each of its tokens.
 _SECONDS, _SECONDS_A_TOKEN = 0.5, 0.005
 
+# A byte of the library's mask, the lowest bit first, as ceilings of eight logits: [256, 8].
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+_CEILINGS = np.where(_BITS, np.float32(np.inf), np.float32(-np.inf))
+
 
 class Matcher:
     """One answer's place in its grammar; a constraint of the sampler, and the last one to be asked."""
@@ -44,7 +48,7 @@ class Matcher:
         the grammar takes too long.
         """
         started = time.thread_time()
-        np.copyto(row, -np.inf, where=~self._allowed(row.size))
+        np.minimum(row, self._ceilings(row.size), out=row)
         if row.max() == -np.inf:
             self._end(row)
         self._spend(time.thread_time() - started)
@@ -59,14 +63,14 @@ class Matcher:
         self.ends = self._matcher.is_stopped()
         self._spend(time.thread_time() - started - _SECONDS_A_TOKEN)
 
-    def _allowed(self, vocab_size: int) -> NDArray[np.bool_]:
-        """One entry per token; never a control token but end-of-sequence."""
+    def _ceilings(self, vocab_size: int) -> Floats:
+        """Infinity for each token allowed, else minus infinity; of control tokens only end-of-sequence."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise _fault(self._matcher.get_error())
-        allowed: NDArray[np.bool_] = np.unpackbits(bits, bitorder="little", count=vocab_size).view(np.bool_)
-        allowed[self._control] = False
-        return allowed
+        ceilings: Floats = _CEILINGS.take(bits, axis=0).reshape(-1)[:vocab_size]
+        ceilings[self._control] = -np.inf
+        return ceilings
 
     def _end(self, row: Floats) -> None:
         if not self._matcher.is_accepting() or not self._eos:
