@@ -130,19 +130,24 @@ class SessionDirectory:
             self._make_room(0)
 
     def read(self, key: str) -> Parked:
-        """The state of `key`, which counts as used; raises SessionFileError, OSError, KeyError."""
+        """The state of `key`, which counts as used; KeyError if there is none.
+
+        Raises SessionFileError, OSError and forgets the file; another that has taken its place stays.
+        """
         with self._lock:
-            path = self._path / self._files[key][0]
+            name, _ = self._files[key]
             self._files.move_to_end(key)
-        parked = read_state(path, self._identity)
+        path = self._path / name
+        try:
+            parked = read_state(path, self._identity)
+        except (SessionFileError, OSError):
+            with self._lock:
+                if self._files.get(key, ("", 0))[0] == name:
+                    self._forget(key)
+            raise
         with suppress(OSError):
             path.touch()
         return parked
-
-    def discard(self, key: str) -> None:
-        """Remove a state, if there is one."""
-        with self._lock:
-            self._forget(key)
 
     def _list(self) -> None:
         found = []

@@ -128,7 +128,6 @@ class Sessions:
         except (SessionFileError, OSError) as error:
             _LOGGER.warning("a parked state is refused (%s); its tokens are read again", error)
             self._metrics.add("sessions_refused_total", 1)
-            self._directory.discard(key)
             return
         digest = Prefixes(parked.tokens).digest(len(parked.tokens))
         with self._lock:

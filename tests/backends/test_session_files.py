@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.causal_lm import session_files
 from backends.causal_lm.prefixes import Prefixes
 from backends.causal_lm.session_files import (
     Parked,
@@ -158,5 +159,21 @@ def test_a_file_that_was_removed_meanwhile_is_an_error_and_forgotten(tmp_path: P
     files(tmp_path)[0].unlink()
     with pytest.raises(OSError, match="No such file"):
         directory.read(KEYS[0])
-    directory.discard(KEYS[0])
     assert (KEYS[0] in directory, directory.nbytes) == (False, 0)
+
+
+def test_a_state_that_took_the_place_of_the_one_being_read_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = SessionDirectory(tmp_path, "model", 10**6)
+    directory.write(KEYS[0], parked(0))
+
+    def overtaken(path: Path, identity: str) -> Parked:
+        directory.write(KEYS[0], parked(1))
+        return read_state(path, identity)
+
+    monkeypatch.setattr(session_files, "read_state", overtaken)
+    with pytest.raises(OSError, match="No such file"):
+        directory.read(KEYS[0])
+    monkeypatch.undo()
+    assert equal(directory.read(KEYS[0]), parked(1))
