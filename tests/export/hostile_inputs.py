@@ -17,6 +17,7 @@ from safetensors.torch import load, save
 
 from tests.export.ggml_files import D_FF, LAYERS, WIDTH, TinyGgml
 from tests.export.hf_models import CASES, write_model
+from tests.export.retnet_models import RetNet
 from tests.export.tiny_gguf import TinyLlama
 
 HUGE = (1 << 31, 1 << 40, (1 << 64) - 1)
@@ -195,6 +196,32 @@ def config_inputs() -> Iterator[Hostile]:
         yield Hostile(f"end id {value!r}", base | {"generation_config.json": text})
 
 
+def retnet() -> dict[str, bytes]:
+    """A sound RetNet by file, as its port to transformers saves it."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = RetNet(layers=1, inner=32).write(Path(name), "port")
+        return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def retnet_inputs() -> Iterator[Hostile]:
+    base = retnet()
+    config = json.loads(base[CONFIG])
+    parts = ("embed_dim", "value_embed_dim", "retention_heads", "ffn_embed_dim", "layers")
+    for name in ("vocab_size", "max_target_positions", *(f"decoder_{part}" for part in parts)):
+        for value in (0, -1, 1 << 40, 1 << 80, "64", 1.5, [64], True):
+            yield Hostile(f"{name} {value!r}", base | {CONFIG: json.dumps(config | {name: value}).encode()})
+    flags = ("layernorm_embedding", "no_scale_embedding", "use_lm_decay", "tie_word_embeddings", "use_glu")
+    for name in (*flags, "layernorm_eps", "activation_fn", "moe_freq"):
+        for value in (-1, "x", [1], float("nan")):
+            yield Hostile(f"{name} {value!r}", base | {CONFIG: json.dumps(config | {name: value}).encode()})
+    tensors = load(base[MODEL])
+    for name in (f"model.retnet_rel_pos.{buffer}" for buffer in ("decay", "angle")):
+        for value in (torch.tensor(3.0), torch.zeros(0), tensors[name] * torch.nan, 2 * tensors[name]):
+            yield Hostile(f"{name} {value}"[:60], base | {MODEL: save(tensors | {name: value})})
+    twice = tensors | {"decoder.layer_norm.weight": tensors["model.layer_norm.weight"].clone()}
+    yield Hostile("one tensor by two names", base | {MODEL: save(twice)})
+
+
 def index_inputs() -> Iterator[Hostile]:
     base = hugging_face()
     tensors = load(base.pop(MODEL))
@@ -293,6 +320,7 @@ INPUTS: dict[str, Callable[[], Iterator[Hostile]]] = {
     "config": config_inputs,
     "index": index_inputs,
     "torch": torch_inputs,
+    "retnet": retnet_inputs,
 }
 
 
@@ -321,4 +349,5 @@ SOUND: dict[str, Callable[[], Hostile]] = {
     "config": lambda: Hostile("sound", hugging_face()),
     "index": sound_shards,
     "torch": sound_torch,
+    "retnet": lambda: Hostile("sound", retnet()),
 }
