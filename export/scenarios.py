@@ -150,11 +150,12 @@ def verified_drafts(graph: GraphSession, text: Tokens) -> Run:
     run, slots = Run(), graph.slots(1)
     prompt, tokens = text[:DRAFTED_AFTER], text[DRAFTED_AFTER : DRAFTED_AFTER + DRAFT]
     graph.prefill(slots, 0, prompt)
-    before = [array.copy() for array in slots.rows(0, 1)]
+    states = zip(slots.specs, slots.rows(0, 1), strict=True)
+    recurrent = [array for spec, array in states if spec.kind == "recurrent"]  # a cache is only read so far
+    before = [array.copy() for array in recurrent]
     graph.verify(slots, 0, np.concatenate([tokens[:1], tokens[:0:-1]]), len(prompt))
-    for spec, array, saved in zip(slots.specs, slots.rows(0, 1), before, strict=True):
-        if spec.kind == "recurrent":
-            array[...] = saved
+    for array, saved in zip(recurrent, before, strict=True):
+        array[...] = saved
     sequence = run.begin(np.concatenate([prompt, tokens]))
     for place, logits in enumerate(graph.verify(slots, 0, tokens, len(prompt))):
         run.observe(sequence, logits, len(prompt) + place + 1)
