@@ -21,7 +21,14 @@ ALLOWED = {
 }
 
 # What the server's own Python has (backends/requirements.lock); triton_python_backend_utils is Triton's.
-SERVER_PACKAGES = {"numpy", "onnxruntime", "tokenizers", "jinja2", "llguidance", "triton_python_backend_utils"}
+SERVER_PACKAGES = {
+    "numpy",
+    "onnxruntime",
+    "tokenizers",
+    "jinja2",
+    "llguidance",
+    "triton_python_backend_utils",
+}
 
 
 def imported_modules(source: Path) -> Iterator[str]:
