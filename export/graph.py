@@ -1,10 +1,6 @@
 """A decoder as an ONNX graph: one serving step, dynamic batch and length, states in and out."""
 
 import gc
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from export.exporter_log import quiet_exporter
 from export.lowerings.onnxruntime import OnnxRuntime
 from export.lowerings.tensorrt import TensorRT
 from export.onnx_files import save_graph
@@ -101,7 +98,7 @@ def _trace(decoder: Decoder, lowering: Lowering, extra_outputs: tuple[str, ...])
     past = _example_state(decoder)
     lengths, logits_at = torch.tensor([3, 3]), torch.tensor([[1, 2], [1, 2]])
     example = (torch.zeros(2, 3, dtype=torch.long), torch.arange(3).repeat(2, 1), lengths, logits_at, past)
-    with use_lowering(lowering), torch.no_grad(), _quiet_exporter():
+    with use_lowering(lowering), torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
             Step(decoder, extra_outputs).eval(),
             example,
@@ -122,18 +119,3 @@ def _let_go_of_weights(model: ir.Model, decoder: Decoder) -> None:
     for parameter in decoder.parameters():
         parameter.data = torch.empty(0)
     gc.collect()  # an exported program refers to itself
-
-
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Silence what the exporter says about itself and not about the model."""
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)  # it misses torchvision, whose operators no decoder uses
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)`", FutureWarning)
-            warnings.filterwarnings("ignore", "# The axis name", UserWarning)
-            yield
-    finally:
-        log.setLevel(level)

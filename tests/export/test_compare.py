@@ -170,7 +170,13 @@ class NotANumber(GraphSession):
 
     def append(self, *arguments: Any) -> Logits:
         """As the parent, but for one logit."""
-        logits = super().append(*arguments)
+        return self._spoilt(super().append(*arguments))
+
+    def verify(self, *arguments: Any) -> Logits:
+        """As the parent, but for one logit."""
+        return self._spoilt(super().verify(*arguments))
+
+    def _spoilt(self, logits: Logits) -> Logits:
         logits[..., 3] = np.nan
         return logits
 
