@@ -12,7 +12,8 @@ help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: .venv/.ready .triton/.ready ## build both environments: .venv (project), .triton (inside the server)
+setup: ## build both environments: .venv (project), .triton (inside the server)
+	@$(MAKE) --no-print-directory --jobs 2 .venv/.ready .triton/.ready
 
 .PHONY: python
 python:

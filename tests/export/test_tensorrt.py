@@ -109,13 +109,13 @@ def test_what_is_missing_is_named_in_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("precision", "most"), [("float16", 1.3), ("int4", 0.8)])
-def test_a_model_of_135_million_parameters_builds(tmp_path, precision, most):
+@pytest.mark.parametrize(("precision", "num_layers", "most"), [("float16", 8, 1.3), ("int4", 30, 0.8)])
+def test_a_model_in_the_sizes_of_smollm2_builds(tmp_path, precision, num_layers, most):
     config = ModelConfig(
         vocab_size=49152,
         max_length=2048,
         d_model=576,
-        num_layers=30,
+        num_layers=num_layers,
         num_heads=9,
         num_kv_heads=3,
         head_dim=64,
@@ -129,6 +129,6 @@ def test_a_model_of_135_million_parameters_builds(tmp_path, precision, most):
         path = quantize_graph(path, tmp_path / "q.onnx", "int4", 64)
     profiles = decode_and_prefill(max_batch=16, prefill_batch=2, chunk=256)
     stamp = build_plan(path, tmp_path / "model.plan", profiles=profiles, target="tensorrt-rtx")
-    assert stamp.layers["ATTENTION_INPUT"] == 30
+    assert stamp.layers["ATTENTION_INPUT"] == num_layers
     in_half = 2 * decoder.num_parameters()  # bytes; a plan holds kernels for both profiles besides
     assert (tmp_path / "model.plan").stat().st_size < most * in_half

@@ -90,10 +90,10 @@ def test_two_ranks_have_the_losses_of_one(tmp_path: Path, name: str, options: li
 @pytest.mark.parametrize("options", [[], ["--sharded"]])
 def test_a_run_stopped_on_two_ranks_goes_on_on_one(tmp_path: Path, options: list[str]) -> None:
     """SIGTERM to the launcher reaches all ranks; they stop after the same step, once it is saved."""
-    train("llama-tiny", tmp_path / "straight", "--steps", "400")
+    train("llama-tiny", tmp_path / "straight", "--steps", "240")
     directory = tmp_path / "run"
     process = subprocess.Popen(
-        command("llama-tiny", directory, "--steps", "400", *options, ranks=2),
+        command("llama-tiny", directory, "--steps", "240", *options, ranks=2),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -110,7 +110,7 @@ def test_a_run_stopped_on_two_ranks_goes_on_on_one(tmp_path: Path, options: list
     assert told.count("and saved. Continue with --resume.") == 1, told
     saved, _ = load_newest(directory / "checkpoints")
     assert f"Stopped after step {saved.step} and saved" in told
-    assert saved.step < 400
+    assert saved.step < 240
     assert set(saved.tensors) == set(Run.resume(directory).trainer.tensors())
     assert f"Resuming after step {saved.step}" in train("llama-tiny", directory, "--resume")
     straight, resumed = curve(tmp_path / "straight"), curve(directory)
