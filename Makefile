@@ -12,8 +12,7 @@ help: ## list the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 .PHONY: setup
-setup: ## build both environments: .venv (project), .triton (inside the server)
-	@$(MAKE) --no-print-directory --jobs 2 .venv/.ready .triton/.ready
+setup: .venv/.ready .triton/.ready ## build both environments: .venv (project), .triton (inside the server)
 
 .PHONY: python
 python:

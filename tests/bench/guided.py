@@ -6,7 +6,6 @@
 import argparse
 import json
 import statistics
-import threading
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from backends.causal_lm.loading import load_engine
 from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.request import GenerationRequest, Output
 from backends.causal_lm.settings import EngineSettings
+from tests.bench.engine import Waiting
 from tests.bench.measure import machine, write_json
 
 GOAL = 1.10
@@ -49,12 +49,11 @@ GUIDES = {
 }
 
 
-class Timed:
+class Timed(Waiting):
     """A sink that knows when the first and the last token came."""
 
     def __init__(self) -> None:
-        self.ended = threading.Event()
-        self.error = ""
+        super().__init__()
         self.first = self.last = 0.0
         self.tokens = 0
 
@@ -62,15 +61,7 @@ class Timed:
         self.last = time.perf_counter()
         self.first = self.first or self.last
         self.tokens = output.num_output_tokens
-        if final:
-            self.ended.set()
-
-    def fail(self, code: str, message: str) -> None:
-        self.error = message
-        self.ended.set()
-
-    def is_cancelled(self) -> bool:
-        return False
+        super().send(output, final)
 
 
 def milliseconds_a_token(engine: Engine, guide: tuple[str, str] | None, streams: int, tokens: int) -> float:
