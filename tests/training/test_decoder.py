@@ -180,7 +180,8 @@ def test_initial_weights_give_a_near_uniform_prediction() -> None:
         ids = random_ids(decoder, 4, 64)
         loss = F.cross_entropy(decoder(ids)[0].flatten(0, 1), torch.randint(0, 256, (256,)))
         # GPT-2's logits begin with a spread of 0.4, which costs 0.4² / 2 nats, and a sample errs.
-        assert abs(loss.item() - torch.tensor(256.0).log().item()) < 0.15
+        allowed = 0.15 if config.position == "learned" else 0.1
+        assert abs(loss.item() - torch.tensor(256.0).log().item()) < allowed
 
 
 def test_initial_weights_have_the_promised_spread() -> None:
