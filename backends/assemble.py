@@ -41,8 +41,8 @@ def backend_files(environment: ServerEnvironment) -> dict[str, Path]:
     for name in OURS:
         files[f"{name}/model.py"] = PACKAGE / name / "model.py"
         files[f"{name}/backends/__init__.py"] = PACKAGE / "__init__.py"
-        for source in sorted((PACKAGE / name).glob("*.py")):
-            files[f"{name}/backends/{name}/{source.name}"] = source
+        for source in sorted((PACKAGE / name).rglob("*.py")):
+            files[f"{name}/backends/{source.relative_to(PACKAGE)}"] = source
     missing = [str(source) for source in files.values() if not source.is_file()]
     if missing:
         raise ServerError(f"a backend is incomplete, these files are missing: {', '.join(missing)}")

@@ -4,13 +4,13 @@ import logging
 import threading
 from collections.abc import Callable
 
-from backends.causal_lm.cancellation import EarlyCancels
+from backends.causal_lm.caching.recall import Recall
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.recall import Recall
-from backends.causal_lm.request import FinishReason
-from backends.causal_lm.runner import Runner
-from backends.causal_lm.scheduler import Scheduler
-from backends.causal_lm.sequence import Sequence
+from backends.causal_lm.requests.request import FinishReason
+from backends.causal_lm.runtime.runner import Runner
+from backends.causal_lm.scheduling.cancellation import EarlyCancels
+from backends.causal_lm.scheduling.scheduler import Scheduler
+from backends.causal_lm.sequences.sequence import Sequence
 
 _LOGGER = logging.getLogger(__name__)
 _NOT_OURS = ("invalid", "timeout")  # what is the matter with the request, or with how much is asked

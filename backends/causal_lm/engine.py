@@ -8,17 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 from tokenizers import Tokenizer
 
-from backends.causal_lm.cancellation import EarlyCancels
+from backends.causal_lm.caching.recall import Recall
+from backends.causal_lm.caching.sessions import Sessions
 from backends.causal_lm.ending import Endings
-from backends.causal_lm.guidance import Guidance, Matcher
+from backends.causal_lm.guiding.guidance import Guidance, Matcher
 from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.recall import Recall
-from backends.causal_lm.request import GenerationRequest, RequestError, Sink
-from backends.causal_lm.runner import Runner
-from backends.causal_lm.scheduler import OverloadedError, Scheduler
-from backends.causal_lm.sequence import Sequence
-from backends.causal_lm.sessions import Sessions
+from backends.causal_lm.requests.request import GenerationRequest, RequestError, Sink
+from backends.causal_lm.runtime.runner import Runner
+from backends.causal_lm.scheduling.cancellation import EarlyCancels
+from backends.causal_lm.scheduling.scheduler import OverloadedError, Scheduler
+from backends.causal_lm.sequences.sequence import Sequence
 from backends.causal_lm.settings import EngineSettings
 from backends.causal_lm.step import Stepper, StepsFailedError
 

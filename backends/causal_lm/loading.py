@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from backends.causal_lm.caching.session_files import SessionDirectory
+from backends.causal_lm.caching.sessions import Sessions
 from backends.causal_lm.engine import Engine
-from backends.causal_lm.free_memory import free_memory
 from backends.causal_lm.manifest import LoadError, Manifest, read_manifest
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
-from backends.causal_lm.session_files import SessionDirectory
-from backends.causal_lm.sessions import Sessions
+from backends.causal_lm.runtime.free_memory import free_memory
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 
 

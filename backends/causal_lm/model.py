@@ -9,11 +9,11 @@ import triton_python_backend_utils as pb
 
 from backends.causal_lm.loading import load_engine
 from backends.causal_lm.manifest import read_manifest
-from backends.causal_lm.request import GenerationRequest, RequestError
-from backends.causal_lm.response_sink import ResponseSink
+from backends.causal_lm.requests.request import GenerationRequest, RequestError
 from backends.causal_lm.settings import EngineSettings
-from backends.causal_lm.tensors import check_declared, declare, value_of
-from backends.causal_lm.triton_metrics import TritonMetrics
+from backends.causal_lm.triton.response_sink import ResponseSink
+from backends.causal_lm.triton.tensors import check_declared, declare, value_of
+from backends.causal_lm.triton.triton_metrics import TritonMetrics
 
 HEALTH_SECONDS = 1.0
 

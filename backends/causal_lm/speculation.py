@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.request import FinishReason
-from backends.causal_lm.runner import Runner
-from backends.causal_lm.scheduler import Row
-from backends.causal_lm.sequence import Sequence
+from backends.causal_lm.requests.request import FinishReason
+from backends.causal_lm.runtime.runner import Runner
+from backends.causal_lm.scheduling.scheduler import Row
+from backends.causal_lm.sequences.sequence import Sequence
 from backends.causal_lm.settings import EngineSettings
 
 Floats = NDArray[np.float32]

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.causal_lm.averaging import averaged
+from backends.causal_lm.caching.recall import Recall
 from backends.causal_lm.ending import Endings
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.pacing import message_interval
-from backends.causal_lm.recall import Recall
-from backends.causal_lm.request import FinishReason, RequestError
-from backends.causal_lm.runner import Runner
-from backends.causal_lm.scheduler import Chunk, Row, Scheduler
-from backends.causal_lm.sequence import Sequence, next_inputs
+from backends.causal_lm.requests.request import FinishReason, RequestError
+from backends.causal_lm.runtime.runner import Runner
+from backends.causal_lm.scheduling.pacing import message_interval
+from backends.causal_lm.scheduling.scheduler import Chunk, Row, Scheduler
+from backends.causal_lm.sequences.averaging import averaged
+from backends.causal_lm.sequences.sequence import Sequence, next_inputs
 from backends.causal_lm.settings import EngineSettings
 from backends.causal_lm.speculation import Speculation
 

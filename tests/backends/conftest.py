@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from backends.causal_lm.caching.sessions import Sessions
 from backends.causal_lm.engine import Engine
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.metrics import MemoryMetrics
-from backends.causal_lm.request import GenerationRequest, Output
-from backends.causal_lm.runner import Runner
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
-from backends.causal_lm.sessions import Sessions
+from backends.causal_lm.requests.request import GenerationRequest, Output
+from backends.causal_lm.runtime.runner import Runner
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.runtime.state import Bytes
 from backends.causal_lm.settings import EngineSettings
-from backends.causal_lm.state import Bytes
 from backends.environment import ServerEnvironment
 from tests.backends.tiny_graph import tiny_tokenizer, write_model
 

@@ -9,10 +9,10 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from backends.causal_lm.averaging import averaged
 from backends.causal_lm.engine import Engine
 from backends.causal_lm.manifest import read_manifest
-from backends.causal_lm.request import Output
+from backends.causal_lm.requests.request import Output
+from backends.causal_lm.sequences.averaging import averaged
 from tests.backends.conftest import TOKENIZER, Harness, RecordingSink, ask, make_request
 from tests.backends.tiny_graph import EOS, MAX_LENGTH, write_model
 

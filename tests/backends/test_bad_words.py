@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.causal_lm.bad_words import BadWords
 from backends.causal_lm.manifest import Manifest, read_manifest
-from backends.causal_lm.request import GenerationRequest, RequestError
+from backends.causal_lm.requests.request import GenerationRequest, RequestError
+from backends.causal_lm.sequences.bad_words import BadWords
 from tests.backends.conftest import TOKENIZER, Harness, ask
 from tests.backends.tiny_graph import VOCAB_SIZE
 

@@ -1,6 +1,6 @@
 """A cancel that comes before its request is kept for it, for a while."""
 
-from backends.causal_lm.cancellation import EarlyCancels
+from backends.causal_lm.scheduling.cancellation import EarlyCancels
 
 
 def test_a_cancel_waits_for_its_request_and_is_used_once() -> None:

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from backends.causal_lm.detokenize import Detokenizer, StopStrings
+from backends.causal_lm.sequences.detokenize import Detokenizer, StopStrings
 from tests.backends.tiny_graph import EOS, VOCAB_SIZE, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

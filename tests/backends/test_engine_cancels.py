@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.causal_lm.request import Output
+from backends.causal_lm.requests.request import Output
 from tests.backends.conftest import Harness, RecordingSink, ask, make_request
 
 PROMPT = "the cat sat on the mat"

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from backends.causal_lm.figures import FigureLog, NonFiniteFigureError, Uncertainty
 from backends.causal_lm.manifest import read_manifest
-from backends.causal_lm.request import Output
-from backends.causal_lm.tensors import arrays_from
+from backends.causal_lm.requests.request import Output
+from backends.causal_lm.triton.tensors import arrays_from
 from tests.backends.conftest import FIGURES, TOKENIZER, Harness, RecordingSink, ask
 from tests.backends.tiny_graph import EOS, LARGEST_FIGURE
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.causal_lm.free_memory import free_memory
+from backends.causal_lm.runtime.free_memory import free_memory
 
 GIB = 2**30
 

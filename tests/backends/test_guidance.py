@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models
 
-from backends.causal_lm.contract import RequestError
-from backends.causal_lm.guidance import Guidance, Matcher
-from backends.causal_lm.guides import MAX_BYTES, Guide
+from backends.causal_lm.guiding.guidance import Guidance, Matcher
+from backends.causal_lm.guiding.guides import MAX_BYTES, Guide
 from backends.causal_lm.manifest import read_manifest
+from backends.causal_lm.requests.contract import RequestError
 from tests.backends.conftest import TOKENIZER, Harness, RecordingSink, ask
 from tests.backends.tiny_graph import EOS, VOCAB_SIZE
 

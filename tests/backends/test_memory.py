@@ -6,7 +6,7 @@ import mmap
 import numpy as np
 import pytest
 
-from backends.causal_lm.memory import SlotMemory
+from backends.causal_lm.runtime.memory import SlotMemory
 
 ROW = (2, mmap.PAGESIZE // 16, 2)  # one page of float32
 

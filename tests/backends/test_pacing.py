@@ -7,7 +7,7 @@ import pytest
 from backends.causal_lm.engine import Engine
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.metrics import MemoryMetrics
-from backends.causal_lm.pacing import message_interval
+from backends.causal_lm.scheduling.pacing import message_interval
 from backends.causal_lm.settings import EngineSettings
 from tests.backends.conftest import TOKENIZER, Harness, ask
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from backends.causal_lm.prefix_cache import CachedPrefix, PrefixCache
-from backends.causal_lm.prefixes import BLOCK, Prefixes
-from backends.causal_lm.state import Bytes
+from backends.causal_lm.caching.prefix_cache import CachedPrefix, PrefixCache
+from backends.causal_lm.caching.prefixes import BLOCK, Prefixes
+from backends.causal_lm.runtime.state import Bytes
 
 SIZE = 100  # bytes of a block and of a snapshot
 TOKENS = np.arange(6 * BLOCK)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from backends.causal_lm.prefixes import BLOCK, Prefixes, PrefixIndex
+from backends.causal_lm.caching.prefixes import BLOCK, Prefixes, PrefixIndex
 
 TOKENS = np.arange(3 * BLOCK + 5) % 50
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.causal_lm.prompt_lookup import LONGEST_MATCH, SHORTEST_MATCH, Drafter, look_up
+from backends.causal_lm.sequences.prompt_lookup import LONGEST_MATCH, SHORTEST_MATCH, Drafter, look_up
 
 
 def found(text: list[int], count: int) -> list[int]:

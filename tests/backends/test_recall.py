@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from backends.causal_lm import recall
+from backends.causal_lm.caching import recall
 from backends.causal_lm.engine import Engine
 from backends.causal_lm.loading import load_engine
 from backends.causal_lm.manifest import LoadError, read_manifest
 from backends.causal_lm.metrics import MemoryMetrics
-from backends.causal_lm.request import RequestError
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.requests.request import RequestError
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from tests.backends.conftest import Harness, RecordingSink, ask, make_request
 from tests.backends.tiny_graph import VOCAB_SIZE, write_model

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from backends.causal_lm.manifest import Manifest, read_manifest
-from backends.causal_lm.request import GenerationRequest, RequestError
+from backends.causal_lm.requests.request import GenerationRequest, RequestError
 from tests.backends.tiny_graph import MAX_LENGTH, VOCAB_SIZE
 
 NUMBERS = {

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from onnx import helper
 
-from backends.causal_lm import memory
 from backends.causal_lm.manifest import LoadError, read_manifest
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
-from backends.causal_lm.scheduler import Scheduler
+from backends.causal_lm.runtime import memory
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.scheduling.scheduler import Scheduler
 from backends.causal_lm.settings import EngineSettings
 from tests.backends.tiny_graph import MAX_LENGTH, VOCAB_SIZE, write_model
 

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from backends.causal_lm.request import GenerationRequest, SamplingParameters
-from backends.causal_lm.sampling import NonFiniteLogitsError, Sampler, _place, largest
+from backends.causal_lm.requests.request import GenerationRequest, SamplingParameters
+from backends.causal_lm.sequences.sampling import NonFiniteLogitsError, Sampler, _place, largest
 
 VOCAB_SIZE = 300
 EOS = (0, 7)

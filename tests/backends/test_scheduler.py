@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.causal_lm.scheduler import Move, OverloadedError, Row, Scheduler
+from backends.causal_lm.scheduling.scheduler import Move, OverloadedError, Row, Scheduler
 from backends.causal_lm.settings import EngineSettings
 
 

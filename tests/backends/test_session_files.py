@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from backends.causal_lm import session_files
-from backends.causal_lm.prefixes import Prefixes
-from backends.causal_lm.session_files import (
+from backends.causal_lm.caching import session_files
+from backends.causal_lm.caching.prefixes import Prefixes
+from backends.causal_lm.caching.session_files import (
     Parked,
     SessionDirectory,
     SessionFileError,

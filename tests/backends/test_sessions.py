@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.causal_lm.caching.prefixes import Prefixes
+from backends.causal_lm.caching.session_files import Parked, SessionDirectory
+from backends.causal_lm.caching.sessions import Sessions, session_key
 from backends.causal_lm.metrics import MemoryMetrics
-from backends.causal_lm.prefixes import Prefixes
-from backends.causal_lm.session_files import Parked, SessionDirectory
-from backends.causal_lm.sessions import Sessions, session_key
 from tests.backends.test_session_files import equal, files, parked
 
 SIZE = parked(0).nbytes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends.causal_lm.request import Output
+from backends.causal_lm.requests.request import Output
 from tests.backends.conftest import FIGURES, MODELS, TOKENIZER, Harness, RecordingSink, ask, make_request
 from tests.backends.tiny_graph import EOS, VOCAB_SIZE, write_model
 

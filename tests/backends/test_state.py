@@ -5,7 +5,7 @@ import psutil
 import pytest
 
 from backends.causal_lm.manifest import State
-from backends.causal_lm.state import StatePools, bytes_of_states
+from backends.causal_lm.runtime.state import StatePools, bytes_of_states
 
 STATES = (
     State("kv", "past.0", "present.0", (2, 8, 3), "float32"),

@@ -23,8 +23,8 @@ from tests.backends.tiny_graph import LARGEST_FIGURE, write_model
 from tests.backends.triton_double import FINAL, Config, InferenceRequest
 
 ADAPTERS = (
-    "backends.causal_lm.triton_metrics",
-    "backends.causal_lm.response_sink",
+    "backends.causal_lm.triton.triton_metrics",
+    "backends.causal_lm.triton.response_sink",
     "backends.causal_lm.model",
     "backends.tokenizer.model",
 )
@@ -172,7 +172,7 @@ def test_whether_the_client_has_gone_is_asked_for_rarely(
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     asked = request(input_ids=[5])
-    sink = importlib.import_module("backends.causal_lm.response_sink").ResponseSink(asked)
+    sink = importlib.import_module("backends.causal_lm.triton.response_sink").ResponseSink(asked)
     assert not any(sink.is_cancelled() for _ in range(100))
     assert asked.sender.checks == 1
     asked.sender.cancelled = True

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from backends.causal_lm import waiting
-from backends.causal_lm.waiting import WaitingLine
+from backends.causal_lm.scheduling import waiting
+from backends.causal_lm.scheduling.waiting import WaitingLine
 
 
 @dataclass(eq=False)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from backends.causal_lm.request import RequestError
+from backends.causal_lm.requests.request import RequestError
 from tests.backends.conftest import Harness, RecordingSink, ask, make_request
 
 PROMPT = [5, 6, 7]

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from backends.causal_lm.manifest import read_manifest
-from backends.causal_lm.state import StatePools
+from backends.causal_lm.runtime.state import StatePools
 from tests.bench.workload import Workload
 
 

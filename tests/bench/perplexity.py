@@ -19,8 +19,8 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from backends.causal_lm.manifest import read_manifest
-from backends.causal_lm.runner import Runner
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.runtime.runner import Runner
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from export.compare import cut_windows
 from export.console import StageReporter

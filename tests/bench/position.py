@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backends.causal_lm.manifest import read_manifest
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from tests.bench.measure import machine, write_json
 from tests.bench.reference import MODELS, exported

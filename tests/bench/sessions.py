@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from backends.causal_lm.caching.prefixes import Prefixes
+from backends.causal_lm.caching.session_files import Parked, SessionDirectory
+from backends.causal_lm.caching.sessions import Sessions, session_key
 from backends.causal_lm.manifest import Manifest, read_manifest
 from backends.causal_lm.metrics import MemoryMetrics
-from backends.causal_lm.prefixes import Prefixes
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
-from backends.causal_lm.session_files import Parked, SessionDirectory
-from backends.causal_lm.sessions import Sessions, session_key
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from tests.bench.measure import machine, write_json
 from tests.bench.reference import ATTENTION, RETENTION, export_reference

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from backends.causal_lm.engine import Engine
 from backends.causal_lm.loading import load_engine
 from backends.causal_lm.metrics import MemoryMetrics
-from backends.causal_lm.request import GenerationRequest, Output
+from backends.causal_lm.requests.request import GenerationRequest, Output
 from backends.causal_lm.settings import EngineSettings
 from tests.bench.engine import Waiting, newest_version
 from tests.bench.measure import machine, write_json

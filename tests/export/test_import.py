@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from backends.causal_lm.manifest import read_manifest as engine_reads
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from export.errors import ExportError
 from export.hub import download

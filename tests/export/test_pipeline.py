@@ -21,7 +21,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from backends.causal_lm.manifest import read_manifest as engine_reads
-from backends.causal_lm.runner_onnxruntime import OnnxRuntimeRunner
+from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
 from export import stages
 from export.__main__ import app

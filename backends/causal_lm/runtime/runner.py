@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.causal_lm.state import Bytes
+from backends.causal_lm.runtime.state import Bytes
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]

@@ -8,7 +8,7 @@ from typing import Any
 from llguidance import LLMatcher, StructTag
 from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from backends.causal_lm.contract import RequestError
+from backends.causal_lm.requests.contract import RequestError
 
 TYPE, GUIDE = "guided_decoding_guide_type", "guided_decoding_guide"
 MAX_BYTES = 256 * 1024

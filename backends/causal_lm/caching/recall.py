@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 
+from backends.causal_lm.caching.prefix_cache import PrefixCache
+from backends.causal_lm.caching.prefixes import BLOCK, Prefixes
+from backends.causal_lm.caching.session_files import Parked
+from backends.causal_lm.caching.sessions import Sessions, session_key
 from backends.causal_lm.manifest import Manifest
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.prefix_cache import PrefixCache
-from backends.causal_lm.prefixes import BLOCK, Prefixes
-from backends.causal_lm.runner import Runner
-from backends.causal_lm.scheduler import Chunk
-from backends.causal_lm.sequence import Sequence
-from backends.causal_lm.session_files import Parked
-from backends.causal_lm.sessions import Sessions, session_key
+from backends.causal_lm.runtime.runner import Runner
+from backends.causal_lm.scheduling.scheduler import Chunk
+from backends.causal_lm.sequences.sequence import Sequence
 
 _KV, _RECURRENT = ("kv",), ("recurrent",)
 _KINDS = (*_KV, *_RECURRENT)

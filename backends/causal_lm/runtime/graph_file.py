@@ -7,8 +7,8 @@ from typing import Any
 
 import onnxruntime as ort
 
-from backends.causal_lm.binding import TOKEN_INPUTS
 from backends.causal_lm.manifest import LoadError, Manifest
+from backends.causal_lm.runtime.binding import TOKEN_INPUTS
 from backends.causal_lm.settings import EngineSettings
 
 # Longer than what lies between two steps; by itself a worker spins for 40 ms, on a core that others need.

@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from backends.causal_lm.bad_words import BadWords
-from backends.causal_lm.detokenize import Detokenizer, StopStrings
+from backends.causal_lm.caching.prefixes import Prefixes
 from backends.causal_lm.figures import FigureLog
-from backends.causal_lm.guidance import Matcher
+from backends.causal_lm.guiding.guidance import Matcher
 from backends.causal_lm.manifest import Manifest
-from backends.causal_lm.prefixes import Prefixes
-from backends.causal_lm.prompt_lookup import Drafter
-from backends.causal_lm.request import FinishReason, GenerationRequest, Output, Sink, Timings
-from backends.causal_lm.sampling import Choice, Constraint, Sampler
-from backends.causal_lm.scheduler import Row
-from backends.causal_lm.state import bytes_of_states
+from backends.causal_lm.requests.request import FinishReason, GenerationRequest, Output, Sink, Timings
+from backends.causal_lm.runtime.state import bytes_of_states
+from backends.causal_lm.scheduling.scheduler import Row
+from backends.causal_lm.sequences.bad_words import BadWords
+from backends.causal_lm.sequences.detokenize import Detokenizer, StopStrings
+from backends.causal_lm.sequences.prompt_lookup import Drafter
+from backends.causal_lm.sequences.sampling import Choice, Constraint, Sampler
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]

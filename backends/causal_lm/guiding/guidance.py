@@ -14,11 +14,11 @@ from llguidance import LLMatcher, LLTokenizer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from backends.causal_lm.contract import RequestError
-from backends.causal_lm.guide_checker import GuideChecker
-from backends.causal_lm.guide_tokens import compile_guide, tokenizer_json
-from backends.causal_lm.guides import GUIDE, TYPE, Guide
+from backends.causal_lm.guiding.guide_checker import GuideChecker
+from backends.causal_lm.guiding.guide_tokens import compile_guide, tokenizer_json
+from backends.causal_lm.guiding.guides import GUIDE, TYPE, Guide
 from backends.causal_lm.manifest import Manifest
+from backends.causal_lm.requests.contract import RequestError
 
 Floats = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.causal_lm.manifest import State
-from backends.causal_lm.memory import SlotMemory
+from backends.causal_lm.runtime.memory import SlotMemory
 
 Bytes = NDArray[np.uint8]
 

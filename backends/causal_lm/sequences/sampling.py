@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.causal_lm.request import GenerationRequest
+from backends.causal_lm.requests.request import GenerationRequest
 
 Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]

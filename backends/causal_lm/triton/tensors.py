@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from backends.causal_lm.figures import Uncertainty, tensors_for
 from backends.causal_lm.manifest import LoadError
-from backends.causal_lm.request import Output
+from backends.causal_lm.requests.request import Output
 
 # name → Triton's type and dims; a leading batch axis of 1 comes on top.
 # All are optional to Triton: the engine itself says what is missing, in the contract's form.

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from backends.causal_lm.contract import RequestError
+from backends.causal_lm.requests.contract import RequestError
 
 FIELD = "sampling_parameters"
 Values = dict[str, object]

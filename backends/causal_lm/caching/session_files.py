@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.causal_lm.prefixes import Prefixes, PrefixIndex
-from backends.causal_lm.state import Bytes
+from backends.causal_lm.caching.prefixes import Prefixes, PrefixIndex
+from backends.causal_lm.runtime.state import Bytes
 
 _MAGIC = b"trident-session/1\n"
 _CHECKSUM_BYTES = 32

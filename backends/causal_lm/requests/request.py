@@ -7,12 +7,12 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.causal_lm.contract import ContractReader
-from backends.causal_lm.contract import RequestError as RequestError
 from backends.causal_lm.figures import Uncertainty
-from backends.causal_lm.guides import GUIDE, TYPE, Guide
+from backends.causal_lm.guiding.guides import GUIDE, TYPE, Guide
 from backends.causal_lm.manifest import Manifest
-from backends.causal_lm.vllm_parameters import FIELD, expand
+from backends.causal_lm.requests.contract import ContractReader
+from backends.causal_lm.requests.contract import RequestError as RequestError
+from backends.causal_lm.requests.vllm_parameters import FIELD, expand
 
 FinishReason = Literal["", "stop", "length", "cancelled"]
 MAX_ALTERNATIVES = 20

@@ -7,9 +7,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from backends.causal_lm.guide_trial import BYTES, CPU_SECONDS
+from backends.causal_lm.guiding.guide_trial import BYTES, CPU_SECONDS
 
-_ROOT = Path(__file__).parents[2]  # where the package `backends` lies, in the checkout and inside Triton
+_ROOT = Path(__file__).parents[3]  # where the package `backends` lies, in the checkout and inside Triton
 _PATIENCE = 30.0  # seconds; the bound itself is in processor time, which a busy machine does not use up
 _TOO_COSTLY = f"needs more than {CPU_SECONDS} s or {BYTES >> 20} MiB to be compiled; make it simpler"
 
@@ -40,7 +40,7 @@ class GuideChecker:
 
     def _start(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "backends.causal_lm.guide_trial"],
+            [sys.executable, "-m", "backends.causal_lm.guiding.guide_trial"],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -5,9 +5,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from backends.causal_lm.binding import bind_states, bind_tokens, bind_told
 from backends.causal_lm.manifest import LoadError, Manifest
-from backends.causal_lm.state import Bytes, StatePools
+from backends.causal_lm.runtime.binding import bind_states, bind_tokens, bind_told
+from backends.causal_lm.runtime.state import Bytes, StatePools
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]

@@ -1,7 +1,7 @@
 """Compiles guides in a process of its own, which a hostile one may take down without harm.
 
-`python -m backends.causal_lm.guide_trial` reads a line {"tokenizer", "vocab_size", "eos"} and says {}, then
-answers each line {"grammar"} with {"error"}. A guide that needs more than the bounds ends the process.
+`python -m backends.causal_lm.guiding.guide_trial` reads a line {"tokenizer", "vocab_size", "eos"}, says {}
+and answers each line {"grammar"} with {"error"}. A guide that needs more than the bounds ends the process.
 """
 
 import json
@@ -11,7 +11,7 @@ import sys
 
 from llguidance import LLTokenizer
 
-from backends.causal_lm.guide_tokens import compile_guide
+from backends.causal_lm.guiding.guide_tokens import compile_guide
 
 CPU_SECONDS = 2
 BYTES = 64 << 20

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from backends.causal_lm.scheduling.waiting import WaitingLine
 from backends.causal_lm.settings import EngineSettings
-from backends.causal_lm.waiting import WaitingLine
 
 _KERNEL_BLOCK = 32  # ONNX Runtime's attention takes twice the head size, a multiple of this
 

@@ -8,12 +8,12 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from backends.causal_lm.binding import bind_output, bind_states, bind_tokens, bind_told
-from backends.causal_lm.graph_file import check_signature, open_session
 from backends.causal_lm.manifest import LoadError, Manifest, State, check_stamp
+from backends.causal_lm.runtime.binding import bind_output, bind_states, bind_tokens, bind_told
+from backends.causal_lm.runtime.graph_file import check_signature, open_session
+from backends.causal_lm.runtime.state import Bytes, StatePools
+from backends.causal_lm.runtime.verification import build_verifier
 from backends.causal_lm.settings import EngineSettings
-from backends.causal_lm.state import Bytes, StatePools
-from backends.causal_lm.verification import build_verifier
 
 _RECURRENT = ("recurrent",)
 

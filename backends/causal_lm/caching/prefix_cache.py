@@ -4,8 +4,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from backends.causal_lm.prefixes import BLOCK, Prefixes, PrefixIndex
-from backends.causal_lm.state import Bytes
+from backends.causal_lm.caching.prefixes import BLOCK, Prefixes, PrefixIndex
+from backends.causal_lm.runtime.state import Bytes
 
 _Key = tuple[str, bytes]  # the kind of state, the digest of all tokens up to its end
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import triton_python_backend_utils as pb
 
-from backends.causal_lm.request import Output
-from backends.causal_lm.tensors import arrays_from
+from backends.causal_lm.requests.request import Output
+from backends.causal_lm.triton.tensors import arrays_from
 
 # The contract's codes as names of Triton's; looked up late, because auto-complete runs without them.
 ERROR_CODES = {

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import blake2b
 
+from backends.causal_lm.caching.prefixes import Prefixes, PrefixIndex
+from backends.causal_lm.caching.session_files import Parked, SessionDirectory, SessionFileError
 from backends.causal_lm.metrics import Metrics
-from backends.causal_lm.prefixes import Prefixes, PrefixIndex
-from backends.causal_lm.session_files import Parked, SessionDirectory, SessionFileError
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What of a text need not be computed again: prefixes and parked conversations."""

@@ -1,0 +1,1 @@
+"""What a request may ask: the tensor contract's values and ranges."""

@@ -1,0 +1,1 @@
+"""Who runs next, who waits, when text leaves; pure policy."""

@@ -1,0 +1,1 @@
+"""Triton's side: tensors in and out, responses, metrics."""
