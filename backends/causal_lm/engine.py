@@ -212,7 +212,10 @@ class Engine:
         with self._changed:
             sequences = list(self._scheduler)
         for sequence in sequences:
-            self._endings.fail(sequence, "unavailable", self._refusal)
+            try:
+                self._endings.fail(sequence, "unavailable", self._refusal)
+            except Exception:
+                _LOGGER.exception("the rows of request %r could not be freed", sequence.request.id)
         self._report_load()
 
     def _report_load(self) -> None:

@@ -1,4 +1,4 @@
-"""One step of the engine: a prompt chunk, then a token for every running sequence."""
+"""One step of the engine: prompt chunks within a budget, then a token for every running sequence."""
 
 import logging
 import threading
@@ -56,12 +56,11 @@ class Stepper:
         self._failures = {"prefill": 0, "decode": 0, "verify": 0}
 
     def step(self) -> None:
-        """End what was cancelled, run one prompt chunk, decode all running sequences as one batch."""
+        """End what was cancelled, read prompts within the budget, decode all running sequences as one batch."""
         self._end_cancelled()
         self._end_expired()
-        with self._changed:
-            chunk = self._scheduler.next_chunk()
-        if chunk is not None:
+        self._scheduler.begin_step()
+        while chunk := self._next_chunk():
             self._read(chunk)
         if self._scheduler.running:
             self._decode(list(self._scheduler.rows))
@@ -89,6 +88,10 @@ class Stepper:
                 "timeout",
                 f"timeout: timeout: no turn in {waited:.0f} ms, it may wait {allowed} ms; try again later",
             )
+
+    def _next_chunk(self) -> Chunk[Sequence] | None:
+        with self._changed:
+            return self._scheduler.next_chunk()
 
     def _read(self, chunk: Chunk[Sequence]) -> None:
         """Run one prompt chunk; after the last one choose the first token."""
@@ -118,10 +121,9 @@ class Stepper:
         length = self._recall.resume(chunk.sequence, chunk.prompt, chunk.row)
         if length == 0:
             return chunk
-        with self._changed:
-            chunk.sequence.lengths[chunk.prompt] = length
-            rest = self._scheduler.next_chunk()
-        assert rest is not None
+        chunk.sequence.lengths[chunk.prompt] = length
+        rest = self._next_chunk()
+        assert rest is not None, "what was let in is read"
         return rest
 
     def _begin(self, sequence: Sequence) -> None:

@@ -100,10 +100,10 @@ def test_failures_with_a_success_between_do_not_end_the_engine(
 def test_a_dead_scheduler_fails_what_is_under_way_and_is_not_healthy(
     harness: Harness, directory: Path
 ) -> None:
-    engine = harness.start(directory, slots=2)
+    engine = harness.start(directory, slots=4)
     harness.runner.fail = lambda kind, number: kind == "move"
     with harness.standing_still():
-        sinks = [ask(engine, PROMPT, min_tokens=5 + 20 * i, max_tokens=5 + 20 * i) for i in range(4)]
+        sinks = [ask(engine, PROMPT, min_tokens=5 + 20 * i, max_tokens=5 + 20 * i) for i in range(5)]
     assert sinks[0].wait().reason == "length"
     for sink in sinks[1:]:
         code, message = sink.wait().failure or ("", "")
@@ -175,8 +175,9 @@ def test_closing_fails_what_is_under_way_and_refuses_what_comes(harness: Harness
     streamed = threading.Event()
 
     def on_send(output: Output) -> None:
-        harness.runner.gate.clear()
-        streamed.set()
+        if not streamed.is_set():
+            harness.runner.gate.clear()
+            streamed.set()
 
     streaming = RecordingSink(on_send)
     engine.submit(make_request(engine, PROMPT, stream=True, min_tokens=70), streaming)

@@ -13,7 +13,7 @@ from onnx import helper
 from backends.causal_lm.manifest import LoadError, read_manifest
 from backends.causal_lm.runtime import memory
 from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
-from backends.causal_lm.scheduling.scheduler import Scheduler
+from backends.causal_lm.scheduling.scheduler import Chunk, Scheduler
 from backends.causal_lm.settings import EngineSettings
 from tests.backends.tiny_graph import MAX_LENGTH, VOCAB_SIZE, write_model
 
@@ -92,6 +92,11 @@ class Prompt:
         self.lengths = [0]
 
 
+def chunk_of_a_step(policy: Scheduler[Prompt]) -> Chunk[Prompt] | None:
+    policy.begin_step()
+    return policy.next_chunk()
+
+
 @pytest.mark.parametrize("length", [2, 5, 31, 33, 34, 40, 65])
 def test_a_prompt_gives_the_same_bits_however_the_scheduler_cuts_it(directory: Path, length: int) -> None:
     runner, tokens, found = load(directory), np.resize(TOKENS, length), []
@@ -99,7 +104,7 @@ def test_a_prompt_gives_the_same_bits_however_the_scheduler_cuts_it(directory: P
         policy: Scheduler[Prompt] = Scheduler(EngineSettings(prefill_tokens=limit, interleave_tokens=4))
         policy.enqueue(Prompt(length))
         runner.reset(0)
-        while chunk := policy.next_chunk():
+        while chunk := chunk_of_a_step(policy):
             logits = runner.prefill(0, tokens[chunk.start : chunk.stop], chunk.start).copy()
             policy.complete(chunk)
         found.append(logits)

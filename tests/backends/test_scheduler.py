@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backends.causal_lm.scheduling.scheduler import Move, OverloadedError, Row, Scheduler
+from backends.causal_lm.scheduling.scheduler import Chunk, Move, OverloadedError, Row, Scheduler
 from backends.causal_lm.settings import EngineSettings
 
 
@@ -25,8 +25,14 @@ def scheduler(**values: int) -> Scheduler[Job]:
     )
 
 
+def first_chunk(policy: Scheduler[Job]) -> Chunk[Job] | None:
+    """What a new step reads first."""
+    policy.begin_step()
+    return policy.next_chunk()
+
+
 def read_whole(policy: Scheduler[Job]) -> Job:
-    while not policy.complete(chunk := policy.next_chunk()):  # type: ignore[arg-type]
+    while not policy.complete(chunk := first_chunk(policy)):  # type: ignore[arg-type]
         pass
     return chunk.sequence  # type: ignore[union-attr]
 
@@ -36,9 +42,9 @@ def test_sequences_are_admitted_in_the_order_they_came() -> None:
     for job in jobs:
         policy.enqueue(job)
     assert [read_whole(policy), read_whole(policy)] == jobs[:2]
-    assert policy.next_chunk() is None
+    assert first_chunk(policy) is None
     policy.remove(jobs[0])
-    assert policy.next_chunk().sequence is jobs[2]  # type: ignore[union-attr]
+    assert first_chunk(policy).sequence is jobs[2]  # type: ignore[union-attr]
 
 
 def test_full_slots_and_a_full_queue_refuse_with_the_queues_length() -> None:
@@ -72,7 +78,7 @@ def test_chunks_cover_a_prompt_once_and_no_token_is_alone_in_a_kernels_block(
         policy.enqueue(job := Job(length))
         position = 0
         while job not in policy.running:
-            chunk = policy.next_chunk()
+            chunk = first_chunk(policy)
             assert chunk is not None
             assert (chunk.sequence, chunk.row, chunk.start) == (job, int(beside), position)
             assert 2 <= chunk.stop - chunk.start <= limits[beside]
@@ -96,6 +102,39 @@ def test_only_one_prompt_is_read_at_a_time() -> None:
     assert order == [first, second]
 
 
+def chunks_of_a_step(policy: Scheduler[Job]) -> list[tuple[int, int]]:
+    """(start, stop) of what one step reads."""
+    policy.begin_step()
+    chunks = []
+    while chunk := policy.next_chunk():
+        chunks.append((chunk.start, chunk.stop))
+        policy.complete(chunk)
+    return chunks
+
+
+def test_a_step_reads_short_prompts_until_its_budget_is_spent() -> None:
+    policy = scheduler(slots=16, queue_size=16, prefill_tokens=256, interleave_tokens=32)
+    for length in (100, 100, 40, 20, 17, 5, 5, 1, 1):
+        policy.enqueue(Job(length))
+    assert chunks_of_a_step(policy) == [(0, 100), (0, 100), (0, 40)], "256 tokens: 16 are left, 20 don't fit"
+    assert chunks_of_a_step(policy) == [(0, 20)], "32 beside those that run"
+    assert chunks_of_a_step(policy) == [(0, 17)]
+    assert chunks_of_a_step(policy) == [(0, 5), (0, 5)], "a short one costs as much as one of 16"
+    assert chunks_of_a_step(policy) == [(0, 1), (0, 1)]
+    assert chunks_of_a_step(policy) == []
+
+
+def test_what_a_step_does_not_read_still_waits() -> None:
+    policy = scheduler(slots=16, queue_size=16, prefill_tokens=64, interleave_tokens=32)
+    policy.enqueue(Job(60))
+    policy.enqueue(late := Job(60))
+    assert chunks_of_a_step(policy) == [(0, 60)]
+    assert list(policy.waiting) == [late]
+    assert chunks_of_a_step(policy) == [(0, 32)]
+    assert policy.reading is late
+    assert chunks_of_a_step(policy) == [(32, 60)]
+
+
 def test_prompts_of_one_sequence_are_read_in_turn_into_rows_side_by_side_and_run_together() -> None:
     policy, alone, three = scheduler(slots=4), Job(3), Job(5, 12, 2)
     policy.enqueue(alone)
@@ -103,7 +142,7 @@ def test_prompts_of_one_sequence_are_read_in_turn_into_rows_side_by_side_and_run
     read_whole(policy)
     chunks = []
     while policy.reading or policy.waiting:
-        chunk = policy.next_chunk()
+        chunk = first_chunk(policy)
         assert chunk is not None
         chunks.append((chunk.prompt, chunk.row, chunk.start, chunk.stop, chunk.ends_prompt))
         assert policy.running == [alone]
@@ -122,7 +161,7 @@ def test_a_sequence_waits_until_all_of_its_rows_are_free() -> None:
     for job in (first, second, pair):
         policy.enqueue(job)
     assert [read_whole(policy), read_whole(policy)] == [first, second]
-    assert policy.next_chunk() is None
+    assert first_chunk(policy) is None
     policy.remove(second)
     assert read_whole(policy) is pair
     assert [row.sequence for row in policy.rows] == [first, pair, pair]
@@ -168,7 +207,7 @@ def test_states_that_would_not_fit_wait_and_nobody_goes_before_them() -> None:
     for job in (large, medium, small):
         policy.enqueue(job)
     assert read_whole(policy) is large
-    assert policy.next_chunk() is None
+    assert first_chunk(policy) is None
     policy.remove(large)
     assert [read_whole(policy), read_whole(policy)] == [medium, small]
 
@@ -180,7 +219,7 @@ def test_a_sequence_larger_than_the_room_runs_alone() -> None:
     policy.enqueue(huge)
     policy.enqueue(small)
     assert read_whole(policy) is huge
-    assert policy.next_chunk() is None
+    assert first_chunk(policy) is None
 
 
 def test_who_waits_too_long_is_known_and_who_runs_is_not_meant() -> None:
@@ -202,7 +241,7 @@ class Rows:
         self.held: dict[int, tuple[Job, int, int]] = {}  # row → sequence, prompt, tokens
 
     def read(self) -> None:
-        chunk = self.policy.next_chunk()
+        chunk = first_chunk(self.policy)
         if chunk is not None:
             self.held[chunk.row] = (chunk.sequence, chunk.prompt, chunk.stop)
             self.policy.complete(chunk)

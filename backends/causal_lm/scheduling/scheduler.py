@@ -10,6 +10,7 @@ from backends.causal_lm.scheduling.waiting import WaitingLine
 from backends.causal_lm.settings import EngineSettings
 
 _KERNEL_BLOCK = 32  # ONNX Runtime's attention takes twice the head size, a multiple of this
+_LEAST_COST = 16  # tokens; a shorter chunk takes about as long as one of so many
 
 
 class Schedulable(Protocol):
@@ -88,6 +89,8 @@ class Move:
 class Scheduler(Generic[S]):
     """One prompt at a time, in chunks, between the steps of the running; `waiting` says who is next.
 
+    A step has a budget of prompt tokens. One chunk is always read; after it prompts whose rest fits what is
+    left of the budget, so that a burst of short ones starts together.
     Who is next is let in when there is a row for each of its prompts and room for its states, or when it is
     alone; nobody goes before it meanwhile. A sequence holds a row per prompt, all or none. Those of running
     sequences are `rows`, [0, n); those of the sequence being read follow, in the order of its prompts.
@@ -99,6 +102,7 @@ class Scheduler(Generic[S]):
         self.reading: S | None = None
         self.running: list[S] = []
         self.rows: list[Row[S]] = []
+        self._budget = self._spent = 0
 
     def __iter__(self) -> Iterator[S]:
         yield from self.running
@@ -116,20 +120,31 @@ class Scheduler(Generic[S]):
             raise OverloadedError(len(self.waiting))
         self.waiting.append(sequence)
 
+    def begin_step(self) -> None:
+        """A new step, whose budget of prompt tokens is whole."""
+        self._spent = 0
+        self._budget = self._settings.interleave_tokens if self.running else self._settings.prefill_tokens
+
     def next_chunk(self) -> Chunk[S] | None:
-        """The prompt chunk of this step, admitting the next waiting sequence when there is room for it."""
-        sequence = self.reading or self._admit()
+        """The next prompt chunk of this step, admitting the next waiting sequence when there is room for it."""
+        sequence = self.reading or self._following()
         if sequence is None:
             return None
         prompt = next(_unread(sequence))
         start = sequence.lengths[prompt]
-        stop = start + self._chunk_size(sequence.prompt_lengths[prompt] - start)
-        return Chunk(sequence, prompt, len(self.rows) + prompt, start, stop)
+        size = self._chunk_size(sequence.prompt_lengths[prompt] - start)
+        if size == 0:
+            return None
+        if sequence is not self.reading:
+            self.waiting.take(sequence)
+            self.reading = sequence
+        return Chunk(sequence, prompt, len(self.rows) + prompt, start, start + size)
 
     def complete(self, chunk: Chunk[S]) -> bool:
         """Note that a chunk has run; true when its sequence's prompts are now whole and it runs."""
         sequence = chunk.sequence
         sequence.lengths[chunk.prompt] = chunk.stop
+        self._spent += max(_LEAST_COST, chunk.stop - chunk.start)
         if any(True for _ in _unread(sequence)):
             return False
         self.reading = None
@@ -152,13 +167,10 @@ class Scheduler(Generic[S]):
         """Those that have waited for longer than they may."""
         return [one for one in self.waiting if one.deadline is not None and one.deadline < now]
 
-    def _admit(self) -> S | None:
-        """Let the next waiting sequence be read, if there is room for it."""
+    def _following(self) -> S | None:
+        """The next waiting sequence, if there is room for it."""
         following = self.waiting.first(Counter(row.sequence.user for row in self.rows))
-        if following is not None and self._has_room(following):
-            self.waiting.take(following)
-            self.reading = following
-        return self.reading
+        return following if following is not None and self._has_room(following) else None
 
     def _has_room(self, sequence: S) -> bool:
         if len(self.rows) + len(sequence.lengths) > self._settings.slots:
@@ -182,8 +194,10 @@ class Scheduler(Generic[S]):
                 yield Move(row + freed, row, length)
 
     def _chunk_size(self, remaining: int) -> int:
-        limit = self._settings.interleave_tokens if self.running else self._settings.prefill_tokens
-        size = min(remaining, limit)
+        """How many of a prompt's `remaining` tokens are read now; 0 for none in this step."""
+        if self._spent and max(_LEAST_COST, remaining) > self._budget - self._spent:
+            return 0
+        size = min(remaining, self._budget)
         # Kernels round otherwise for a token that is alone in a block. A chunk neither holds nor leaves one,
         # so that the logits do not depend on how a prompt was cut.
         while size > 1 and (size % _KERNEL_BLOCK == 1 or remaining - size == 1):
