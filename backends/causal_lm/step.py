@@ -56,7 +56,7 @@ class Stepper:
         self._failures = {"prefill": 0, "decode": 0, "verify": 0}
 
     def step(self) -> None:
-        """End what was cancelled, read prompts within the budget, decode all running sequences as one batch."""
+        """End what was cancelled, read prompts within the budget, decode all that run as one batch."""
         self._end_cancelled()
         self._end_expired()
         self._scheduler.begin_step()

@@ -126,7 +126,7 @@ class Scheduler(Generic[S]):
         self._budget = self._settings.interleave_tokens if self.running else self._settings.prefill_tokens
 
     def next_chunk(self) -> Chunk[S] | None:
-        """The next prompt chunk of this step, admitting the next waiting sequence when there is room for it."""
+        """The next prompt chunk of this step; lets the next waiting sequence in when there is room for it."""
         sequence = self.reading or self._following()
         if sequence is None:
             return None
