@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.compare import held_out_tokens, is_within
+from export.compare import held_out_tokens
 from export.comparison import Figure
 from export.formats.imported import ImportedModel
 from export.graph_session import GraphSession, Tokens
+from export.measurement import is_within
 from export.tolerances import Tolerance
 from training.decoder import Decoder
 

@@ -4,17 +4,28 @@ import math
 import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from training.blocks.state import StateSpec
-
 Tokens = NDArray[np.int64]
 Logits = NDArray[np.float32]
+
+
+class State(Protocol):
+    """What of a state tensor must be known to bind it: its two names, its kind, its shape per sequence."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def past(self) -> str: ...
+    @property
+    def present(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
 
 class Slots:
@@ -26,7 +37,7 @@ class Slots:
     state does.
     """
 
-    def __init__(self, specs: Sequence[StateSpec], dtypes: Mapping[str, str], count: int) -> None:
+    def __init__(self, specs: Sequence[State], dtypes: Mapping[str, str], count: int) -> None:
         self.specs = specs
         self.arrays = [_lazy_zeros((count, *spec.shape), dtypes[spec.past]) for spec in specs]
 
@@ -68,7 +79,7 @@ class GraphSession:
     def __init__(
         self,
         path: Path,
-        specs: Sequence[StateSpec],
+        specs: Sequence[State],
         *,
         is_fused: bool,
         threads: int = 0,

@@ -22,10 +22,10 @@ from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.runtime.runner import Runner
 from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
-from export.compare import cut_windows
 from export.console import StageReporter
 from export.errors import ExportError
 from export.manifest import Precision
+from export.measurement import cut_windows
 from export.pipeline import ExportOptions, export_model
 from export.sources import find_source
 from tests.bench.measure import machine, write_json

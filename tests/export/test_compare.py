@@ -11,20 +11,14 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from export.compare import (
-    Reference,
-    compare_graph,
-    compare_scenario,
-    cut_windows,
-    held_out_tokens,
-    measure_perplexity,
-)
+from export.compare import Reference, compare_graph, held_out_tokens
 from export.comparison import Scenario
 from export.errors import ExportError
 from export.formats.imported import ImportedModel, TokenizerFiles
 from export.graph import graph_from_decoder
 from export.graph_session import GraphSession, Logits, Slots, Tokens
 from export.manifest import SpecialTokens
+from export.measurement import compare_scenario, cut_windows, measure_perplexity
 from export.quantize import quantize_graph
 from export.scenarios import SCENARIOS
 from export.tolerances import TOLERANCES, Tolerance
