@@ -11,6 +11,7 @@ from backends.causal_lm.guiding.guidance import Guidance, Matcher
 from backends.causal_lm.guiding.guides import MAX_BYTES, Guide
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.requests.contract import RequestError
+from backends.causal_lm.sequences import sampling
 from tests.backends.conftest import TOKENIZER, Harness, RecordingSink, ask
 from tests.backends.tiny_graph import EOS, VOCAB_SIZE
 
@@ -131,6 +132,58 @@ def test_greedy_guided_answers_take_the_likeliest_token_allowed(engine, guidance
         assert token in allowed(twin)
         twin.advance(token)
     assert twin.ends
+
+
+WALKS = {
+    "a regex": ("regex", "[a-c]{3,8}x"),
+    "an end that may wait": ("regex", "a*(b|cat)?"),
+    "words that are forced": ("regex", "the cat (sat|ran) on the mat größer"),
+    "a choice": ("choice", '["red", "green", "the cat sat", "<|end|>"]'),
+    "a schema": ("json_schema", json.dumps(SCHEMA)),
+    "any JSON": ("json", ""),
+    "a recursion": ("grammar", 'start: "<" inner ">"\ninner: /[a-b]/ | start'),
+}
+
+
+@pytest.mark.parametrize("case", WALKS)
+def test_a_token_is_allowed_when_the_mask_has_it_and_never_else(guidance: Guidance, case: str) -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(4):
+        asked, masked = (matcher(guidance, *WALKS[case]) for _ in range(2))
+        for _ in range(30):
+            expected = allowed(masked)
+            assert {token for token in range(VOCAB_SIZE) if asked.allows(token)} == expected
+            token = int(rng.choice(sorted(expected)))
+            for walk in (asked, masked):
+                walk.advance(token)
+            if token == EOS or masked.ends:
+                break
+
+
+def test_greedy_answers_are_those_of_the_whole_mask(engine, monkeypatch) -> None:
+    rng = np.random.default_rng(2)
+    asked = [
+        {
+            "kind": kind,
+            "guide": guide,
+            "temperature": 0.0,
+            "repetition_penalty": rng.choice([1.0, 1.3]),
+            "min_tokens": int(rng.choice([0, 8])),
+            "logit_bias": json.dumps({str(rng.integers(VOCAB_SIZE)): 30 for _ in range(20)}),
+            "bad_words": ["a", "1"] if rng.random() < 0.3 else [],
+            "return_log_probs": True,
+        }
+        for kind, guide in WALKS.values()
+        for _ in range(6)
+    ]
+
+    def answers() -> list[object]:
+        sinks = [guided(engine, **values).wait() for values in asked]
+        return [sink.failure or (sink.text, sink.token_ids, sink.outputs[-1].log_probs) for sink in sinks]
+
+    some = answers()
+    monkeypatch.setattr(sampling, "_ASKED", 0)
+    assert answers() == some
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,19 @@ class Matcher:
     def __init__(self, matcher: LLMatcher, *, control: NDArray[np.int64], eos: tuple[int, ...]) -> None:
         self._matcher = matcher
         self._control, self._eos = control, list(eos)
+        self._forced: list[int] | None = None  # what must come next, once it has been asked for
         self._seconds_left = _SECONDS
         self.ends = False
+
+    def allows(self, token: int) -> bool:
+        """Whether the grammar allows `token` next; some microseconds, where a mask takes hundreds."""
+        started = time.thread_time()
+        if self._forced is None:
+            self._forced = self._matcher.compute_ff_tokens()
+        # What is forced has one spelling in the library's mask, the tokenizer's; validating takes them all.
+        allowed = token == self._forced[0] if self._forced else self._matcher.validate_tokens([token]) == 1
+        self._spend(time.thread_time() - started)
+        return allowed and token not in self._control
 
     def restrict(self, row: Floats) -> None:
         """Bar from logits [V] what the grammar does not allow next; end-of-sequence is allowed at its end.
@@ -58,6 +69,7 @@ class Matcher:
         if token in self._eos:
             return
         started = time.thread_time()
+        self._forced = None
         if not self._matcher.consume_token(token):
             raise _fault(self._matcher.get_error())
         self.ends = self._matcher.is_stopped()

@@ -22,6 +22,10 @@ class BadWords:
         self._tail: list[int] = []
         self.ends = False
 
+    def allows(self, token: int) -> bool:
+        """Whether `token` completes no bad word."""
+        return not any(ids[-1] == token and self._said(ids[:-1]) for ids in self._words)
+
     def restrict(self, row: NDArray[np.float32]) -> None:
         """Bar in logits [V] the last token of each word whose other tokens have just been said."""
         row[[ids[-1] for ids in self._words if self._said(ids[:-1])]] = -np.inf

@@ -13,6 +13,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 _BLOCK = 64
 _COLDEST = 1e-5  # below this temperature float32 cannot tell a draw from the largest logit
+_ASKED = 4  # of the likeliest tokens, one by one; the whole vocabulary costs more than these
 
 
 class NonFiniteLogitsError(Exception):
@@ -36,6 +37,10 @@ class Constraint(Protocol):
     """Bars tokens by what has been said; `ends` once nothing more may be said."""
 
     ends: bool
+
+    def allows(self, token: int) -> bool:
+        """Whether `token` may come next: exactly when `restrict` would leave it."""
+        ...
 
     def restrict(self, row: Floats) -> None:
         """Set the logits [V] of what must not come next to minus infinity."""
@@ -81,9 +86,11 @@ class Sampler:
         if not np.isfinite(logits[greedy]):
             raise NonFiniteLogitsError(f"the graph's largest logit is {logits[greedy]}")
         row = self._adjusted(logits)
-        if row is not logits:
-            greedy = int(row.argmax())
-        token = greedy if self._parameters.temperature < _COLDEST else self._draw(row, row[greedy])
+        if self._parameters.temperature < _COLDEST:
+            token = greedy if row is logits else self._likeliest(row)
+        else:
+            self._restrict(row)
+            token = self._draw(row, logits[greedy] if row is logits else row.max())
         self._advance(token)
         return self._described(token, logits)
 
@@ -96,7 +103,7 @@ class Sampler:
             constraint.advance(token)
 
     def _adjusted(self, logits: Floats) -> Floats:
-        """Penalties, bias, the bar on end-of-sequence, constraints, on a copy when there is any."""
+        """Penalties, bias, the bar on end-of-sequence; a copy when these or constraints change it."""
         barred = self._generated < self._min_tokens
         if self._counts is None and not barred and self._bias.size == 0 and not self._constraints:
             return logits
@@ -106,9 +113,23 @@ class Sampler:
         row[self._bias_ids] += self._bias
         if barred:
             row[self._eos] = -np.inf
+        return row
+
+    def _likeliest(self, row: Floats) -> int:
+        """The first of the largest of logits [V] that all constraints allow; `row` is used up."""
+        for _ in range(_ASKED):
+            token = int(row.argmax())
+            if row[token] == -np.inf:
+                break
+            if all(constraint.allows(token) for constraint in self._constraints):
+                return token
+            row[token] = -np.inf
+        self._restrict(row)
+        return int(row.argmax())
+
+    def _restrict(self, row: Floats) -> None:
         for constraint in self._constraints:
             constraint.restrict(row)
-        return row
 
     def _penalise(self, row: Floats, counts: NDArray[np.int32]) -> None:
         """Repetition (arXiv:1909.05858) over prompt and output; presence, frequency (OpenAI) over output."""
