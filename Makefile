@@ -50,7 +50,7 @@ export: setup ## prove and install a model: make export MODEL=atlas
 test: setup ## every test but those that need a GPU
 	@$(BIN)/coverage erase
 	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
-	  $(BIN)/coverage run -m pytest --numprocesses 2 --dist loadgroup -m "not gpu" $(ARGS)
+	  $(BIN)/coverage run -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not gpu" $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=90
 
@@ -95,6 +95,10 @@ peers-native: peers ## compile llama.cpp for this very processor (cmake, ninja, 
 .PHONY: bench-position
 bench-position: setup ## what a token costs early and late in a text, retention beside attention
 	@exec $(BIN)/python -m tests.bench.position $(ARGS)
+
+.PHONY: bench-experts
+bench-experts: setup ## what a mixture's experts cost a token, beside a dense feed-forward of the active size
+	@exec $(BIN)/python -m tests.bench.experts $(ARGS)
 
 .PHONY: bench-prefix
 bench-prefix: setup ## the first token of a second turn over a long history, remembered and read anew

@@ -1,6 +1,8 @@
 """What holds for all tests."""
 
+import gc
 import signal
+from collections import Counter
 
 import pytest
 
@@ -10,10 +12,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep in one of several processes what shares a server or a module's fixtures."""
-    for item in items:
-        shares_server = "triton_server" in getattr(item, "fixturenames", ())
-        group = "the shared server" if shares_server else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Slow files first: at the end, one process would wait for the other's."""
+    num_slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -num_slow[item.path])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _look_no_more_at_what_stays() -> None:
+    """Libraries are half a million objects, and each export looks through all of them for garbage, twice."""
+    gc.collect()
+    gc.freeze()

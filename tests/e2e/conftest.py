@@ -10,7 +10,7 @@ import pytest
 from backends.server import EmbeddedServer
 from backends.settings import ServerSettings
 from tests.e2e.gateway_process import RunningGateway, running_gateway
-from tests.e2e.tiny_models import PRESETS, export_tiny
+from tests.e2e.tiny_models import PRESETS, install_tiny
 from tests.ports import free_ports
 
 
@@ -49,7 +49,7 @@ def tiny_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model repository with an attention model and a retention + MoE model, random weights, exported."""
     scratch = tmp_path_factory.mktemp("tiny")
     for name in PRESETS:
-        export_tiny(name, repository=scratch / "repository", scratch=scratch)
+        install_tiny(name, scratch / "repository", tmp_path_factory)
     return scratch / "repository"
 
 

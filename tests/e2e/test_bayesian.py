@@ -22,7 +22,7 @@ from client.wire import ENGINE_INPUTS, EXTRA_OUTPUTS, INPUTS, OUTPUTS
 from tests.backends.prompt_model import chat_tokenizer
 from tests.e2e.conftest import RunningTriton, running_triton
 from tests.e2e.gateway_process import running_gateway
-from tests.e2e.tiny_models import export_tiny, random_decoder
+from tests.e2e.tiny_models import install_tiny, random_decoder
 from tests.e2e.triton_calls import Answer, generate, until_metric
 from tests.ports import free_ports
 from training.decoder import Decoder
@@ -39,7 +39,7 @@ BLOCKS = ["the cat sat.", "日本 and the dog", "on the mat 🙂"]
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scratch = tmp_path_factory.mktemp("bayesian")
     for name in (MODEL, PLAIN):
-        export_tiny(name, repository=scratch / "repository", scratch=scratch)
+        install_tiny(name, scratch / "repository", tmp_path_factory)
     return scratch / "repository"
 
 

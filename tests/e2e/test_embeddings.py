@@ -17,7 +17,7 @@ from export.embedder import export_embedder
 from export.embedder_options import EmbedderOptions
 from tests.e2e.conftest import RunningTriton, running_triton
 from tests.e2e.gateway_process import running_gateway
-from tests.e2e.tiny_models import export_tiny, random_decoder
+from tests.e2e.tiny_models import install_tiny, random_decoder
 from tests.packaged_graphs import MINILM, packaged
 from tests.ports import free_ports
 
@@ -38,12 +38,11 @@ ATOL = 1e-4
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
     """all-minilm as imported, and a tiny language model with its embedder."""
-    scratch = tmp_path_factory.mktemp("embeddings")
-    repository = scratch / "repository"
-    export_tiny("tiny-retention", repository=repository, scratch=scratch)
+    repository = tmp_path_factory.mktemp("embeddings") / "repository"
+    checkpoint = install_tiny("tiny-retention", repository, tmp_path_factory)
     for options in (
         EmbedderOptions("all-minilm", packaged(*MINILM), repository=repository),
-        EmbedderOptions("tiny-retention", scratch / "tiny-retention-0", "mean", repository=repository),
+        EmbedderOptions("tiny-retention", checkpoint, "mean", repository=repository),
     ):
         export_embedder(options, lambda *_: None)
     with running_triton(repository) as running:

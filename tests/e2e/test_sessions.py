@@ -8,7 +8,7 @@ from tritonclient.grpc import model_config_pb2 as triton
 
 from tests.backends.prompt_model import chat_tokenizer
 from tests.e2e.conftest import running_triton
-from tests.e2e.tiny_models import PRESETS, export_tiny
+from tests.e2e.tiny_models import PRESETS, install_tiny
 from tests.e2e.triton_calls import Answer, generate, until_metric
 
 pytestmark = pytest.mark.triton
@@ -22,7 +22,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny models with a session directory, and without a prefix cache that would help them."""
     scratch = tmp_path_factory.mktemp("sessions")
     for name in PRESETS:
-        export_tiny(name, repository=scratch / "repository", scratch=scratch)
+        install_tiny(name, scratch / "repository", tmp_path_factory)
         path = scratch / "repository" / f"{name}_engine" / "config.pbtxt"
         config = text_format.Parse(path.read_text(), triton.ModelConfig())
         config.parameters["session_directory"].string_value = str(scratch / "chats")

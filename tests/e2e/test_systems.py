@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 
 from tests.backends.prompt_model import chat_tokenizer
 from tests.e2e.conftest import RunningTriton, running_triton
-from tests.e2e.tiny_models import export_tiny, random_decoder
+from tests.e2e.tiny_models import install_tiny, random_decoder
 from tests.e2e.triton_calls import generate
 
 pytestmark = [pytest.mark.triton, pytest.mark.slow]
@@ -29,7 +29,7 @@ END = 2  # barred by min_tokens
 def systems(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
     scratch = tmp_path_factory.mktemp("systems")
     for name in SYSTEMS:
-        export_tiny(name, repository=scratch / "repository", scratch=scratch)
+        install_tiny(name, scratch / "repository", tmp_path_factory)
     with running_triton(scratch / "repository") as triton:
         yield triton
 

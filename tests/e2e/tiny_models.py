@@ -1,11 +1,14 @@
 """Tiny random models for the end-to-end tests, through the real export pipeline."""
 
+import shutil
 from pathlib import Path
 
+import pytest
 import torch
 
 from export.pipeline import ExportOptions, export_model
 from tests.backends.prompt_model import CHATML, chat_tokenizer
+from tests.once import once, shared_directory
 from training.checkpoint import save_model
 from training.decoder import Decoder
 from training.presets import preset
@@ -13,6 +16,17 @@ from training.presets import preset
 PRESETS = {"tiny-attention": "llama-tiny", "tiny-retention": "retnet-moe-tiny"}
 VOCAB_SIZE, MAX_LENGTH = 512, 4096
 TOKENIZER_CONFIG = '{"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos_token": false}'
+
+
+def install_tiny(name: str, repository: Path, factory: pytest.TempPathFactory) -> Path:
+    """Copies into `repository` what `export_tiny` makes once for all tests; returns its checkpoint."""
+
+    def export(directory: Path) -> None:
+        export_tiny(name, repository=directory / "repository", scratch=directory)
+
+    made = once(shared_directory(factory) / f"{name}.exported", export)
+    shutil.copytree(made / "repository", repository, dirs_exist_ok=True)
+    return made / f"{name}-0"
 
 
 def export_tiny(name: str, *, repository: Path, scratch: Path, seed: int = 0) -> Path:

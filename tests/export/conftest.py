@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from export.graph import graph_from_decoder
+from tests.once import once, shared_directory
 from training.config import ModelConfig, RopeScaling
 from training.decoder import Decoder
 
@@ -105,12 +106,12 @@ def decoders() -> dict[str, Decoder]:
 @pytest.fixture(scope="session")
 def graph_of(decoders: dict[str, Decoder], tmp_path_factory: pytest.TempPathFactory) -> GraphOf:
     """The graph of a named decoder by a lowering and a dtype; written at the first call."""
-    directory = tmp_path_factory.mktemp("graphs")
+    shared = shared_directory(tmp_path_factory)
 
     def graph(name: str, lowering: str, dtype: str = "float32") -> Path:
-        path = directory / f"{name}.{lowering}.{dtype}.onnx"
-        if not path.exists():
-            graph_from_decoder(decoders[name], path, lowering=lowering, dtype=dtype)
-        return path
+        def write(directory: Path) -> None:
+            graph_from_decoder(decoders[name], directory / "model.onnx", lowering=lowering, dtype=dtype)
+
+        return once(shared / f"{name}.{lowering}.{dtype}", write) / "model.onnx"
 
     return graph
