@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp.grad_scaler import GradScaler
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.utils import clip_grad_norm_
@@ -17,9 +17,9 @@ from training.data.batches import Batch, Batches
 from training.decoder import Decoder
 from training.hardware import HardwareError, build_accelerator, placed_like, spread, whole
 from training.objective import Losses, Objective
+from training.optimizer import build_optimizer, learning_rate
 from training.recipes import Recipe
 
-BETAS = (0.9, 0.98)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 SCALER = ("scale", "_growth_tracker")  # of fp16's loss scale, what changes
 
@@ -57,14 +57,6 @@ def reproducible(*, threads: int) -> Iterator[None]:
         torch.utils.deterministic.fill_uninitialized_memory = filled  # type: ignore[attr-defined]
 
 
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Of step number `step`, from 0: linear warm-up, then half a cosine down to zero at `recipe.steps`."""
-    if step < recipe.warmup_steps:
-        return recipe.learning_rate * (step + 1) / recipe.warmup_steps
-    done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
-    return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-
-
 class Trainer:
     """A decoder on its way: `step` counts the steps done. Step n sees batch n, so data needs no state.
 
@@ -97,7 +89,7 @@ class Trainer:
         self._moves_biases = decoder.config.balancing == "bias" and recipe.lora is None
         self._learned = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
         # Not in Accelerate's wrapper, which looks for packages at every step, a twentieth of a small model's.
-        self._optimizer = _build_optimizer(recipe, self._learned)
+        self._optimizer = build_optimizer(recipe, self._learned)
         self._scaler = self.accelerator.scaler or GradScaler(enabled=False)
 
     def train_step(self) -> StepReport:
@@ -244,12 +236,3 @@ def _check_parts(recipe: Recipe, num_ranks: int) -> None:
             f"batch_size is {recipe.batch_size}, but {num_ranks} ranks × {recipe.accumulation} parts need at "
             "least a row each: give a larger batch, or fewer ranks or parts"
         )
-
-
-def _build_optimizer(recipe: Recipe, parameters: Sequence[nn.Parameter]) -> torch.optim.AdamW:
-    """AdamW; norms and biases do not decay."""
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=BETAS, fused=True)

@@ -25,9 +25,10 @@ from training.data.batches import IGNORED, Batch
 from training.data.load import load_corpus
 from training.decoder import Decoder
 from training.lowering import Eager
+from training.optimizer import BETAS, learning_rate
 from training.recipes import Recipe, recipe
 from training.tokenizer import train_tokenizer
-from training.trainer import BETAS, Trainer, learning_rate, reproducible
+from training.trainer import Trainer, reproducible
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 TRAINER_GOAL, RETENTION_GOAL = 0.95, 1.0

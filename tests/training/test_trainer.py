@@ -11,9 +11,10 @@ from training.bayesian_loss import belief_loss
 from training.chat import Conversation, ask
 from training.data.batches import BATCHES_PER_GROUP, IGNORED, PaddedBatches, encode, pad_rows
 from training.decoder import Decoder
+from training.optimizer import learning_rate
 from training.recipes import RECIPES, Recipe, recipe
 from training.tokenizer import train_tokenizer
-from training.trainer import Trainer, learning_rate, reproducible
+from training.trainer import Trainer, reproducible
 
 TOKENIZER = train_tokenizer(["one two three four five six seven eight"], vocab_size=280)
 
