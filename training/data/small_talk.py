@@ -1,5 +1,6 @@
 """Small talk and questions from chatterbot-corpus (English), one answer per question."""
 
+import re
 from functools import cache, lru_cache
 from importlib import resources
 from typing import Any
@@ -78,7 +79,7 @@ def _touches_geography(question: str) -> bool:
 @lru_cache(maxsize=8192)  # the same few thousand phrasings, asked for with every fact
 def normalise(text: str) -> str:
     """Lower case, letters and digits only: what is left equal is the same question."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip()
 
 
 @cache
