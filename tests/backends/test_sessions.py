@@ -180,13 +180,13 @@ def test_a_file_that_was_given_anothers_name_is_not_used(sessions: Opened) -> No
         assert found is None or equal(found, parked(seed))
 
 
-@pytest.mark.parametrize("obstacle", ["gone", "a file", "full"])
+@pytest.mark.parametrize("obstacle", ["gone", "a file", "a full device"])
 def test_without_a_disk_sessions_live_in_memory(sessions: Opened, obstacle: str) -> None:
     store = sessions()
     shutil.rmtree(sessions.path)
     if obstacle == "a file":
         sessions.path.write_text("in the way")
-    if obstacle == "full":
+    if obstacle == "a full device":
         sessions.path.symlink_to("/dev/full")
     store.park(A, parked(1))
     store._writer.submit(lambda: None).result()
