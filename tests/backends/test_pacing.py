@@ -14,9 +14,14 @@ from tests.backends.conftest import TOKENIZER, Harness, ask
 PROMPT = "the cat sat on the mat"
 
 
-@pytest.mark.parametrize(("running", "seconds"), [(1, 0.0), (4, 0.0), (8, 0.016), (16, 0.048), (64, 0.05)])
-def test_messages_are_spaced_with_the_load_to_fifty_milliseconds(running: int, seconds: float) -> None:
-    assert message_interval(running) == pytest.approx(seconds)
+@pytest.mark.parametrize(
+    ("running", "cores", "seconds"),
+    [(1, 1, 0.0), (4, 1, 0.0), (8, 2, 0.048), (16, 2, 0.096), (64, 2, 0.1), (16, 16, 0.012)],
+)
+def test_messages_take_an_eighth_of_the_cores_and_a_tenth_of_a_second_at_most(
+    running: int, cores: int, seconds: float
+) -> None:
+    assert message_interval(running, cores) == pytest.approx(seconds)
 
 
 class SteppingClock:
