@@ -17,6 +17,7 @@ from tritonclient.grpc.model_config_pb2 import DataType
 from tritonclient.utils import InferenceServerException
 
 from client.embeddings import TEXT_SUFFIX, Embeddings, Texts, embeddings_from, infer_inputs, target_of
+from client.readiness import ModelState, readiness
 from client.wire import GenerateRequest, GenerateResponse, Tensor, WireError, infer_input
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -117,15 +118,17 @@ class AsyncTritonClient:
         ready = await self._ready()
         return sorted(name for name in ready if name + ENGINE_SUFFIX in ready)
 
+    async def readiness(self) -> dict[str, str]:
+        """Return the models that are or should be loaded, each with what keeps it from answering, or ""."""
+        return readiness(await self._states())
+
     async def _ready(self) -> set[str]:
+        return {model.name for model in await self._states() if model.state == "READY"}
+
+    async def _states(self) -> list[ModelState]:
         with self._translating():
             index = await self._client.get_model_repository_index(client_timeout=_UNARY_TIMEOUT_S)
-        return {entry.name for entry in index.models if entry.state == "READY"}
-
-    async def model_ready(self, model: str) -> bool:
-        """Return whether the model takes requests."""
-        with self._translating():
-            return bool(await self._client.is_model_ready(model, client_timeout=_UNARY_TIMEOUT_S))
+        return [ModelState(entry.name, entry.state, entry.reason) for entry in index.models]
 
     async def server_ready(self) -> bool:
         """Return whether the server takes requests."""

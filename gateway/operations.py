@@ -50,8 +50,6 @@ class Operations:
 
     async def _parts(self) -> dict[str, Any]:
         triton = "ready" if await self.transport.server_ready() else "not ready"
-        models = {name: await self._state(name) for name in await self.transport.models()}
+        troubles = await self.transport.readiness()
+        models = {name: f"not ready: {why}" if why else "ready" for name, why in troubles.items()}
         return {"triton": triton, "models": models}
-
-    async def _state(self, model: str) -> str:
-        return "ready" if await self.transport.model_ready(model) else "not ready"

@@ -26,8 +26,8 @@ class Transport(Protocol):
     async def models(self) -> list[str]:
         """Return the names of the models that can generate."""
 
-    async def model_ready(self, model: str) -> bool:
-        """Return whether a model takes requests."""
+    async def readiness(self) -> dict[str, str]:
+        """Return the models that are or should be loaded, each with what keeps it from answering, or ""."""
 
     async def server_ready(self) -> bool:
         """Return whether Triton takes requests."""

@@ -120,8 +120,7 @@ async def test_many_streams_share_one_channel(client, triton):
 async def test_models_are_those_that_are_ready_with_a_ready_engine(client, triton):
     triton.ready |= {"down": "UNAVAILABLE", "down_engine": "READY", "alone": "READY"}
     assert await client.models() == ["toy"]
-    assert await client.model_ready("toy")
-    assert not await client.model_ready("down")
+    assert await client.readiness() == {"toy": "", "down": "down: unavailable", "alone": ""}
     assert await client.server_ready()
 
 

@@ -117,9 +117,6 @@ class TritonDouble(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ServerReady(self, request, context):  # noqa: N802
         return service_pb2.ServerReadyResponse(ready=True)
 
-    def ModelReady(self, request, context):  # noqa: N802
-        return service_pb2.ModelReadyResponse(ready=self.ready.get(request.name) == "READY")
-
     def ModelMetadata(self, request, context):  # noqa: N802
         return service_pb2.ModelMetadataResponse(name=request.name, versions=["1"])
 

@@ -17,6 +17,7 @@ import pytest
 
 from backends.shared_memory import prefix_for
 from tests.e2e.conftest import RunningTriton, running_triton
+from tests.e2e.gateway_process import running_gateway
 from tests.e2e.sick_model import SICK, SICKENING, write_sick_model
 from tests.e2e.tiny_models import export_tiny
 from tests.e2e.triton_calls import generate
@@ -139,14 +140,27 @@ async def test_an_engine_that_died_is_taken_off_the_server_and_can_be_loaded_aga
         for _ in range(3):
             failed = await generate(triton.grpc, SICK, input_ids=[SICKENING], max_tokens=1)
             assert "internal: engine: " in failed.error
-        await until_status(triton, f"/v2/models/{SICK}/ready", 400)
+        await until_status(triton.http, f"/v2/models/{SICK}/ready", 400)
         assert (await generate(triton.grpc, SICK, input_ids=[1], max_tokens=1)).error
         assert await control(triton, SICK, "load") == 200
         assert (await generate(triton.grpc, SICK, input_ids=[1], max_tokens=1)).ids == [4]
 
 
-async def until_status(triton: RunningTriton, path: str, status: int) -> None:
-    async with httpx.AsyncClient(base_url=triton.http, trust_env=False) as client, asyncio.timeout(20):
+async def test_the_gateway_names_the_model_that_cannot_answer_until_it_can(own_triton: RunningTriton) -> None:
+    (port,) = free_ports(1)
+    with running_gateway(port, own_triton.grpc) as gateway:
+        async with httpx.AsyncClient(base_url=gateway.url, trust_env=False, timeout=60) as client:
+            assert (await client.get("/readyz")).json()["models"] == {MODEL: "ready"}
+            assert await control(own_triton, ENGINE, "unload") == 200
+            await until_status(gateway.url, "/readyz", 503)
+            models = (await client.get("/readyz")).json()["models"]
+            assert models in ({MODEL: f"not ready: {ENGINE}: {said}"} for said in ("unloading", "unloaded"))
+            assert await control(own_triton, ENGINE, "load") == 200
+            await until_status(gateway.url, "/readyz", 200)
+
+
+async def until_status(address: str, path: str, status: int) -> None:
+    async with httpx.AsyncClient(base_url=address, trust_env=False) as client, asyncio.timeout(20):
         while (await client.get(path)).status_code != status:
             await asyncio.sleep(0.1)
 

@@ -28,7 +28,7 @@ class FakeTransport:
     served: list = field(default_factory=lambda: ["toy"])
     embedding: list = field(default_factory=lambda: ["minilm"])
     away: bool = False
-    not_ready: set = field(default_factory=set)
+    troubles: dict = field(default_factory=dict)
     asked: list = field(default_factory=list)
     ids: list = field(default_factory=list)
     running: int = 0
@@ -93,8 +93,8 @@ class FakeTransport:
             raise WireError("unavailable", "server", "Triton does not answer at 127.0.0.1:8001")
         return self.served
 
-    async def model_ready(self, model):
-        return model not in self.not_ready
+    async def readiness(self):
+        return dict.fromkeys([*self.served, *self.embedding], "") | self.troubles
 
     async def server_ready(self):
         if self.away:

@@ -24,12 +24,19 @@ async def test_ready_names_triton_and_each_model(http, transport):
     assert response.json() == {
         "status": "ready",
         "triton": "ready",
-        "models": {"toy": "ready", "other": "ready"},
+        "models": {"toy": "ready", "other": "ready", "minilm": "ready"},
     }
 
 
 @pytest.mark.parametrize(
-    "trouble", [{"away": True}, {"not_ready": {"toy"}}, {"served": []}], ids=["away", "model", "none"]
+    "trouble",
+    [
+        {"away": True},
+        {"troubles": {"toy": "toy_engine: unloaded"}},
+        {"troubles": {"minilm": "no such file"}},
+        {"served": [], "embedding": []},
+    ],
+    ids=["away", "model", "embedder", "none"],
 )
 async def test_not_ready_is_503_and_says_what_is_missing(http, transport, trouble):
     for name, value in trouble.items():
@@ -38,8 +45,8 @@ async def test_not_ready_is_503_and_says_what_is_missing(http, transport, troubl
     assert response.status_code == 503
     body = response.json()
     assert body["status"] == "not ready"
-    if "not_ready" in trouble:
-        assert body["models"] == {"toy": "not ready"}
+    for name, why in trouble.get("troubles", {}).items():
+        assert body["models"][name] == f"not ready: {why}"
     if "away" in trouble:
         assert "does not answer" in body["triton"]
 
