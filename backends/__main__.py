@@ -70,6 +70,12 @@ def parser() -> argparse.ArgumentParser:
         default=defaults["environment"],
         help="the server's own Python environment",
     )
+    add(
+        "--session-directory",
+        type=Path,
+        default=defaults["session_directory"],
+        help="where chats with a session id are kept over a restart; by default nowhere",
+    )
     add("--ready-seconds", type=float, default=defaults["ready_seconds"], help="how long loading may take")
     add("--verbose", action="store_true", help="show all that Triton says")
     return top

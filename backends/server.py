@@ -12,7 +12,14 @@ from typing import NoReturn
 from backends.child import ChildGroup
 from backends.environment import ServerError, inspect_environment
 from backends.lease import take
-from backends.settings import EXIT_SECONDS, ServerSettings, check_settings, command_line, variables_for
+from backends.settings import (
+    EXIT_SECONDS,
+    ServerSettings,
+    check_settings,
+    command_line,
+    engine_variables,
+    variables_for,
+)
 from backends.shared_memory import prefix_for, remove_regions, remove_stale_regions
 from backends.stubs import StubWatch
 from backends.triton_log import TritonLog
@@ -49,7 +56,7 @@ class EmbeddedServer:
         self._shm_prefix = prefix_for(os.getpid(), settings.grpc_port)
         self._child = ChildGroup(
             command_line(settings, environment, backends=self._lease.directory, shm_prefix=self._shm_prefix),
-            variables=variables_for(environment, dict(os.environ)),
+            variables=variables_for(environment, dict(os.environ)) | engine_variables(settings),
             # Triton's stub imports from its working directory first: it must not find this checkout there.
             directory=self._lease.directory,
         )

@@ -1,9 +1,11 @@
 """What the embedded server is asked to be, checked before anything starts."""
 
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from backends.causal_lm.settings import VARIABLES
 from backends.environment import ServerEnvironment, ServerError
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -21,6 +23,7 @@ class ServerSettings:
     metrics_port: int = 8002
     environment: Path = PROJECT / ".triton"
     assembled: Path = PROJECT / ".backends"
+    session_directory: Path | None = None
     ready_seconds: float = 120.0
     verbose: bool = False
 
@@ -35,7 +38,8 @@ class ServerSettings:
 
 
 def check_settings(settings: ServerSettings) -> None:
-    """Raises ServerError for a repository that isn't there and for a port that is taken or given twice."""
+    """Raises ServerError for a repository that isn't there, a port that is taken or given twice, a directory
+    that can't be written."""
     if not settings.repository.is_dir():
         raise ServerError(f"no model repository at {settings.repository}: `trident export` makes one")
     taken_by: dict[int, str] = {}
@@ -44,6 +48,8 @@ def check_settings(settings: ServerSettings) -> None:
             raise ServerError(f"port {port} is given to both {taken_by[port]} and {option}: choose two")
         taken_by[port] = option
         check_port(settings.host, port, option)
+    if settings.session_directory is not None:
+        check_session_directory(settings.session_directory)
 
 
 def check_port(host: str, port: int, option: str) -> None:
@@ -56,6 +62,18 @@ def check_port(host: str, port: int, option: str) -> None:
             raise ServerError(
                 f"port {port} on {host} can't be used ({why}): choose another with {option}"
             ) from None
+
+
+def check_session_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        why = "" if os.access(directory, os.W_OK | os.X_OK) else "it may not be written"
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise ServerError(
+            f"sessions can't be kept in {directory} ({why}): choose another with --session-directory"
+        )
 
 
 def command_line(
@@ -84,6 +102,12 @@ def command_line(
         "--pinned-memory-pool-byte-size=0",
         f"--log-info={switch}",
     ]
+
+
+def engine_variables(settings: ServerSettings) -> dict[str, str]:
+    """What every engine of the server is told."""
+    directory = settings.session_directory
+    return {} if directory is None else {VARIABLES["session_directory"]: str(directory.absolute())}
 
 
 def variables_for(environment: ServerEnvironment, inherited: dict[str, str]) -> dict[str, str]:

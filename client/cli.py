@@ -157,6 +157,10 @@ def serve(
     repository: Annotated[
         Path | None, typer.Option(help="The model repository; default: the checkout's.")
     ] = None,
+    session_directory: Annotated[
+        Path | None,
+        typer.Option(help="Where chats with a session id outlive a restart; by default they don't."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show all that the processes say.")] = False,
 ) -> None:
     """Export a model if needed, then run Triton and the gateway until Ctrl-C."""
@@ -168,7 +172,13 @@ def serve(
         "--metrics-port": metrics_port,
         "--http-port": http_port,
     }
-    plan = Plan(model=model, precision=precision, ports=ports, verbose=verbose)
+    plan = Plan(
+        model=model,
+        precision=precision,
+        ports=ports,
+        session_directory=session_directory,
+        verbose=verbose,
+    )
     serve(plan if repository is None else plan.in_repository(repository))
 
 

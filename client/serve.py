@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import shutil
 import signal
 import socket
@@ -37,6 +38,7 @@ class Plan:
     ports: Mapping[str, int]
     repository: Path = ROOT / "model_repository"
     environment: Path = field(default=ROOT / ".triton", repr=False)
+    session_directory: Path | None = None
     verbose: bool = False
 
     def in_repository(self, repository: Path) -> Plan:
@@ -68,11 +70,24 @@ def check(plan: Plan) -> None:
             raise _failure(f"port {port} is given to {taken[port]} and {option}; choose two")
         taken[port] = option
         _check_port(port, option)
+    if plan.session_directory is not None:
+        _check_session_directory(plan.session_directory)
     if not (plan.environment / "bin" / "python").exists():
         raise _failure(f"the server's own Python is missing at {plan.environment}; `make setup` builds it")
     free = shutil.disk_usage(_existing(plan.repository)).free
     if free < EXPORT_BYTES and not is_installed(plan):
         raise _failure(f"exporting needs 2 GiB at {plan.repository}, there are {free / 2**30:.1f}; make room")
+
+
+def _check_session_directory(directory: Path) -> None:
+    """Make it before a model is exported for minutes."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        why = "" if os.access(directory, os.W_OK | os.X_OK) else "it may not be written"
+    except OSError as error:
+        why = str(error.strerror)
+    if why:
+        raise _failure(f"sessions can't be kept in {directory} ({why}); choose another --session-directory")
 
 
 def is_installed(plan: Plan) -> bool:
@@ -138,7 +153,9 @@ def _export(plan: Plan) -> None:
 def _triton_arguments(plan: Plan) -> list[str]:
     ports = [f"{option}={port}" for option, port in plan.ports.items() if option != "--port"]
     verbose = ["--verbose"] if plan.verbose else []
-    return ["backends", "serve", "--repository", str(plan.repository), *ports, *verbose]
+    # Absolute, for the server is started elsewhere.
+    sessions = [f"--session-directory={plan.session_directory.absolute()}"] if plan.session_directory else []
+    return ["backends", "serve", "--repository", str(plan.repository), *ports, *sessions, *verbose]
 
 
 def _gateway_arguments(plan: Plan) -> list[str]:
@@ -161,8 +178,9 @@ def _await_ready(plan: Plan, children: Sequence[Child]) -> None:
         time.sleep(POLL_S)
         state = _readiness(plan.ports["--port"])
     if state["models"].get(plan.model) != "ready":
+        ready = [name for name, said in state["models"].items() if said == "ready"]
         raise _failure(
-            f"{plan.model} did not load; ready: {', '.join(state['models'])}. Triton's reason stands above"
+            f"{plan.model} did not load; ready: {', '.join(ready) or 'none'}. Triton's reason stands above"
         )
 
 

@@ -1,6 +1,7 @@
 """Triton's side of the engine: requests in, responses out; everything else is in the modules beside."""
 
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,8 @@ class TritonPythonModel:
     def initialize(self, arguments: dict[str, str]) -> None:
         name, version = arguments["model_name"], arguments["model_version"]
         config = json.loads(arguments["model_config"])
-        settings = EngineSettings.from_parameters(
-            {key: value["string_value"] for key, value in config["parameters"].items()}
-        )
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        settings = EngineSettings.from_server(parameters, os.environ)
         self.metrics = TritonMetrics({"model": name, "version": version})
         try:
             directory = Path(arguments["model_repository"]) / version

@@ -7,6 +7,8 @@ from typing import Any
 
 from backends.causal_lm.manifest import LoadError
 
+# What a server may set for all its engines, by variables of its environment.
+VARIABLES = {"session_directory": "CAUSAL_LM_SESSION_DIRECTORY"}
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -66,6 +68,12 @@ class EngineSettings:
                 f"parameter interleave_tokens is {self.interleave_tokens}, "
                 f"allowed is up to prefill_tokens, {self.prefill_tokens}"
             )
+
+    @classmethod
+    def from_server(cls, parameters: Mapping[str, str], variables: Mapping[str, str]) -> "EngineSettings":
+        """Parse a model's parameters, which go before the server's variables; raises LoadError."""
+        common = {name: variables[variable] for name, variable in VARIABLES.items() if variable in variables}
+        return cls.from_parameters({**common, **parameters})
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> "EngineSettings":

@@ -18,7 +18,13 @@ from backends.child import ChildGroup
 from backends.environment import ServerEnvironment, ServerError, inspect_environment
 from backends.lease import Lease
 from backends.server import EmbeddedServer, ModelStatus
-from backends.settings import ServerSettings, check_settings, command_line, variables_for
+from backends.settings import (
+    ServerSettings,
+    check_settings,
+    command_line,
+    engine_variables,
+    variables_for,
+)
 from backends.shared_memory import prefix_for, remove_regions, remove_stale_regions
 from backends.stubs import StubWatch
 from backends.triton_log import TritonLog, essence
@@ -51,6 +57,26 @@ def test_a_taken_port_is_named_with_its_option(tmp_path: Path, option: str) -> N
 def test_one_port_for_two_services_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="9107 is given to both --grpc-port and --http-port"):
         check_settings(ServerSettings(repository=tmp_path, grpc_port=9107, http_port=9107))
+
+
+def test_a_session_directory_is_made_or_refused_by_name(tmp_path: Path) -> None:
+    made = tmp_path / "kept" / "chats"
+    check_settings(ServerSettings(repository=tmp_path, session_directory=made))
+    assert made.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        ServerError, match=r"sessions can't be kept in .*/file \(File exists\): .*--session-d"
+    ):
+        check_settings(ServerSettings(repository=tmp_path, session_directory=tmp_path / "file"))
+
+
+def test_every_engine_is_told_where_sessions_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = engine_variables(ServerSettings(repository=tmp_path, session_directory=Path("chats")))
+    assert told == {"CAUSAL_LM_SESSION_DIRECTORY": str(tmp_path / "chats")}
+    assert engine_variables(ServerSettings(repository=tmp_path)) == {}
 
 
 def test_a_missing_repository_is_named(tmp_path: Path) -> None:

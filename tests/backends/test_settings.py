@@ -13,6 +13,17 @@ def test_parameters_are_parsed_from_strings() -> None:
     assert settings == EngineSettings(slots=4, spinning=False, session_directory="/var/chats")
 
 
+def test_the_servers_environment_speaks_where_a_model_does_not() -> None:
+    variables = {"CAUSAL_LM_SESSION_DIRECTORY": "/var/chats", "HOME": "/root"}
+    assert EngineSettings.from_server({"slots": "4"}, variables) == EngineSettings(
+        slots=4, session_directory="/var/chats"
+    )
+    own = EngineSettings.from_server({"session_directory": "/own"}, variables)
+    assert own.session_directory == "/own"
+    with pytest.raises(LoadError, match="session_directory is 'chats', an absolute path is needed"):
+        EngineSettings.from_server({}, {"CAUSAL_LM_SESSION_DIRECTORY": "chats"})
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [

@@ -45,10 +45,10 @@ class Serving:
         return [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def command(repository: Path, ports: list[int]) -> list[str]:
+def command(repository: Path, ports: list[int], *more: str) -> list[str]:
     options = [word for option, port in zip(OPTIONS, ports, strict=True) for word in (option, str(port))]
     start = [sys.executable, "-m", "client", "serve", "--model", "tiny-attention"]
-    return [*start, "--repository", str(repository), *options]
+    return [*start, "--repository", str(repository), *options, *more]
 
 
 def ignore_ctrl_c() -> None:
@@ -57,10 +57,10 @@ def ignore_ctrl_c() -> None:
 
 
 @contextmanager
-def serving(repository: Path) -> Iterator[Serving]:
+def serving(repository: Path, *more: str) -> Iterator[Serving]:
     ports = free_ports(4)
     with subprocess.Popen(
-        command(repository, ports),
+        command(repository, ports, *more),
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -105,6 +105,35 @@ def test_a_child_that_dies_ends_the_rest(tiny_repository: Path) -> None:
         running.process.communicate(timeout=30)
         assert running.process.returncode == 1
         assert running.survivors() == []
+
+
+def test_a_chat_goes_on_after_a_restart_where_the_session_directory_is(
+    tiny_repository: Path, tmp_path: Path
+) -> None:
+    messages = [{"role": "user", "content": "the cat sat on the mat and the dog ran to the cat. " * 8}]
+    option = f"--session-directory={tmp_path / 'kept' / 'chats'}"
+    answers = []
+    for _ in range(2):
+        with serving(tiny_repository, option) as running:
+            body = {"model": "tiny-attention", "messages": messages, "max_tokens": 8, "seed": 3}
+            answer = httpx.post(
+                f"http://127.0.0.1:{running.port}/v1/chat/completions",
+                json={**body, "prompt_cache_key": "talk"},
+                trust_env=False,
+                timeout=60,
+            ).json()
+            answers.append((answer["choices"][0]["message"]["content"], answer["usage"]))
+            running.end(signal.SIGINT)
+    (first, cold), (second, warm) = answers
+    assert second == first
+    assert cold["prompt_tokens_details"]["cached_tokens"] == 0
+    assert warm["prompt_tokens_details"]["cached_tokens"] >= warm["prompt_tokens"] - 34
+
+
+def test_a_session_directory_that_can_not_be_made_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WireError, match=r"sessions can't be kept in .*/file \(File exists\); choose another"):
+        serve.check(plan(tmp_path, session_directory=tmp_path / "file"))
 
 
 def test_a_taken_port_is_one_sentence_that_names_the_option(tiny_repository: Path) -> None:
