@@ -33,7 +33,6 @@ from training.run import (
     find_recipe,
     read_recipe,
 )
-from training.scalars import TensorBoard
 from training.tokenizer import load_tokenizer
 from training.trainer import StepReport, reproducible
 
@@ -102,6 +101,8 @@ def train(
     keep_freed_memory()
     run = Run.resume(directory) if resume else Run.start(directory, _changed(find_recipe(name), changes))
     if tensorboard and run.is_main:
+        from training.scalars import TensorBoard  # takes half a second to import
+
         run.events.mirror(TensorBoard(directory / "tensorboard"))
     console.quiet = not run.is_main
     _complete(run, console)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.training.test_ranks import curve, train
+from tests.training.test_ranks import curve, train, train_on_two_ranks
 from tests.training.test_resume import ignore, never, short, stop_after
 from training.__main__ import main
 from training.beginning import stamp
@@ -154,7 +154,7 @@ def test_the_command_line_tunes_evaluates_and_merges(
 def test_an_adapter_is_trained_by_sharded_ranks_as_by_one(base: Path, tmp_path: Path) -> None:
     options = ("--steps", "20", "--from", str(base), "--lora-rank", "4")
     train("retnet-moe-tiny", tmp_path / "one", *options)
-    train("retnet-moe-tiny", tmp_path / "two", *options, "--sharded", ranks=2)
+    train_on_two_ranks("retnet-moe-tiny", tmp_path / "two", *options, "--sharded")
     one, two = (torch.tensor(curve(tmp_path / name)) for name in ("one", "two"))
     torch.testing.assert_close(two, one, rtol=1e-5, atol=1e-5)
     adapters = [load_model(tmp_path / name / "production").own_tensors() for name in ("one", "two")]

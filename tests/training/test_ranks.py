@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
+from typer.testing import CliRunner
 
 from tests.training.test_trainer import batches, build, small
+from training.__main__ import app
 from training.data.batches import IGNORED, Batch
 from training.decoder import Decoder
 from training.events import read_events
@@ -28,17 +32,22 @@ STEPS, PATIENCE = 20, 120.0
 CLOSE = 1e-5  # float32 sums in another order, over twenty steps; measured: 1e-6
 
 
-def command(name: str, directory: Path, *options: str, ranks: int) -> list[str]:
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
-    return [
-        *(sys.executable, "-m", *(launch if ranks > 1 else ()), "training", "train", name),
-        *("--output", str(directory), *options),
-    ]
+def train(name: str, directory: Path, *options: str) -> str:
+    """One rank, in this process."""
+    done = CliRunner().invoke(app, ["train", name, "--output", str(directory), *options])
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
-def train(name: str, directory: Path, *options: str, ranks: int = 1) -> str:
+def command(name: str, directory: Path, *options: str) -> list[str]:
+    """Two ranks."""
+    launch = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    return [*launch, "-m", "training", "train", name, "--output", str(directory), *options]
+
+
+def train_on_two_ranks(name: str, directory: Path, *options: str) -> str:
     done = subprocess.run(
-        command(name, directory, *options, ranks=ranks),
+        command(name, directory, *options),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -46,6 +55,19 @@ def train(name: str, directory: Path, *options: str, ranks: int = 1) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], Path]:
+    """The run of so many steps that one rank made, once."""
+
+    @cache
+    def run(name: str, steps: int) -> Path:
+        directory = tmp_path_factory.mktemp("alone") / name
+        train(name, directory, "--steps", str(steps))
+        return directory
+
+    return run
 
 
 def events(directory: Path, kind: str) -> list[dict[str, Any]]:
@@ -70,30 +92,31 @@ CASES = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), CASES)
-def test_two_ranks_have_the_losses_of_one(tmp_path: Path, name: str, options: list[str]) -> None:
-    steps = ("--steps", str(STEPS))
-    train(name, tmp_path / "one", *steps)
-    told = train(name, tmp_path / "two", *steps, *options, ranks=2)
+def test_two_ranks_have_the_losses_of_one(
+    alone: Callable[[str, int], Path], tmp_path: Path, name: str, options: list[str]
+) -> None:
+    one, two = alone(name, STEPS), tmp_path / "two"
+    told = train_on_two_ranks(name, two, "--steps", str(STEPS), *options)
     for kind in ("start", "validation", "checkpoint", "end"):
-        assert len(events(tmp_path / "two", kind)) == len(events(tmp_path / "one", kind)), kind
+        assert len(events(two, kind)) == len(events(one, kind)), kind
     assert told.count("Model:") == 1
-    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
-    assert len(one) == len(two) == STEPS
-    torch.testing.assert_close(torch.tensor(two), torch.tensor(one), rtol=CLOSE, atol=CLOSE)
-    loads = [[event["expert_load"] for event in events(tmp_path / run, "step")] for run in ("one", "two")]
+    assert len(curve(one)) == len(curve(two)) == STEPS
+    torch.testing.assert_close(torch.tensor(curve(two)), torch.tensor(curve(one)), rtol=CLOSE, atol=CLOSE)
+    loads = [[event["expert_load"] for event in events(run, "step")] for run in (one, two)]
     torch.testing.assert_close(torch.tensor(loads[1]), torch.tensor(loads[0]), rtol=0, atol=2e-4)  # rounded
-    losses = [[event["loss"] for event in events(tmp_path / run, "validation")] for run in ("one", "two")]
+    losses = [[event["loss"] for event in events(run, "validation")] for run in (one, two)]
     assert losses[1] == pytest.approx(losses[0], abs=CLOSE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--sharded"]])
-def test_a_run_stopped_on_two_ranks_goes_on_on_one(tmp_path: Path, options: list[str]) -> None:
+def test_a_run_stopped_on_two_ranks_goes_on_on_one(
+    alone: Callable[[str, int], Path], tmp_path: Path, options: list[str]
+) -> None:
     """SIGTERM to the launcher reaches all ranks; they stop after the same step, once it is saved."""
-    train("llama-tiny", tmp_path / "straight", "--steps", "240")
     directory = tmp_path / "run"
     process = subprocess.Popen(
-        command("llama-tiny", directory, "--steps", "240", *options, ranks=2),
+        command("llama-tiny", directory, "--steps", "240", *options),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -113,7 +136,7 @@ def test_a_run_stopped_on_two_ranks_goes_on_on_one(tmp_path: Path, options: list
     assert saved.step < 240
     assert set(saved.tensors) == set(Run.resume(directory).trainer.tensors())
     assert f"Resuming after step {saved.step}" in train("llama-tiny", directory, "--resume")
-    straight, resumed = curve(tmp_path / "straight"), curve(directory)
+    straight, resumed = curve(alone("llama-tiny", 240)), curve(directory)
     assert len(resumed) == len(straight)
     # Rounding grows with the steps; a lost moment or weight shows at once.
     after = slice(saved.step - 5, saved.step + 5)
