@@ -1,6 +1,7 @@
-"""`python -m tests.export.hostile_run KIND DIRECTORY`: import every hostile input under a limit of memory.
+"""`python -m tests.export.hostile_run DIRECTORY`: import every hostile input under a limit of memory.
 
-Runs in a process of its own, since the limit cannot be lifted again; prints one JSON object per input.
+Runs in a process of its own, since the limit cannot be lifted again; prints one JSON object per input, and
+leaves what importing left behind in DIRECTORY/KIND.
 """
 
 import json
@@ -20,7 +21,7 @@ ROOM = 1 << 30  # bytes beyond what Python and torch have mapped
 def outcome(hostile: Hostile, directory: Path) -> dict[str, str]:
     """What importing it says: `refused` with a sentence, `accepted`, or the exception that was not meant."""
     shutil.rmtree(directory / "input", ignore_errors=True)
-    (directory / "input").mkdir()
+    (directory / "input").mkdir(parents=True)
     source = hostile.write(directory / "input")
     options = ExportOptions("hostile", source, precision="fp32", repository=directory / "repository")
     try:
@@ -33,15 +34,15 @@ def outcome(hostile: Hostile, directory: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    kind, directory = sys.argv[1], Path(sys.argv[2])
+    directory = Path(sys.argv[1])
     warnings.simplefilter("ignore")
     import export.stages  # noqa: F401 (its libraries belong to what is mapped before the limit)
 
-    inputs = list(INPUTS[kind]())
+    inputs = [(kind, hostile) for kind in sorted(INPUTS) for hostile in INPUTS[kind]()]
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + ROOM, mapped + ROOM))
-    for hostile in inputs:
-        print(json.dumps(outcome(hostile, directory)), flush=True)
+    for kind, hostile in inputs:
+        print(json.dumps({"kind": kind, **outcome(hostile, directory / kind)}), flush=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,16 +15,31 @@ ROOT = Path(__file__).parent.parent.parent
 LEAST = {"gguf": 190, "ggml": 240, "safetensors": 150, "config": 120, "index": 21, "torch": 48, "retnet": 97}
 
 
-@pytest.mark.parametrize("kind", sorted(INPUTS))
-def test_every_hostile_input_is_refused_in_one_sentence(kind: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.export.hostile_run", kind, str(tmp_path)]
+@dataclass(frozen=True)
+class Imported:
+    """What a process said that imported all of them, and what it left."""
+
+    outcomes: list[dict[str, str]]
+    directory: Path
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
+    directory = tmp_path_factory.mktemp("hostile")
+    command = [sys.executable, "-m", "tests.export.hostile_run", str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-2000:]
-    outcomes = [json.loads(line) for line in done.stdout.splitlines()]
+    return Imported([json.loads(line) for line in done.stdout.splitlines()], directory)
+
+
+@pytest.mark.parametrize("kind", sorted(INPUTS))
+def test_every_hostile_input_is_refused_in_one_sentence(kind: str, imported: Imported) -> None:
+    outcomes = [each for each in imported.outcomes if each["kind"] == kind]
     odd = [each for each in outcomes if each["outcome"] != "refused" or "\n" in each["said"]]
     assert not odd, json.dumps(odd[:20], indent=1)
     assert len(outcomes) >= LEAST[kind]
-    assert {path.name for path in tmp_path.iterdir()} == {"input"}  # neither repository nor workspace
+    left = {path.name for path in (imported.directory / kind).iterdir()}
+    assert left == {"input"}  # neither repository nor workspace
     assert not (ROOT / MARKER).exists()
 
 
