@@ -54,7 +54,7 @@ test: setup ## every test but those that need a GPU
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report --fail-under=90
 
-FUZZED := gguf ggml safetensors config index torch onnx retnet
+FUZZED := gguf ggml safetensors config index torch onnx decoder retnet
 SECONDS_EACH ?= 60
 
 .PHONY: fuzz

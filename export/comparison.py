@@ -95,6 +95,11 @@ class Comparison(_Part):
     figures: tuple[Figure, ...] = ()
 
     @property
+    def reference_name(self) -> str:
+        """What the artifact was compared with, without the particulars."""
+        return self.reference.partition(",")[0]
+
+    @property
     def passed(self) -> bool:
         """Whether every measure is within its limit."""
         return not self.failures
@@ -114,7 +119,8 @@ class Comparison(_Part):
         ]
         if not self.perplexity.passed:
             ratio, limit = self.perplexity.ratio, self.perplexity.limit
-            failed.append(f"perplexity is {ratio:.4f} times PyTorch's, allowed is {limit:.4f}")
+            whose = f"that of {self.reference_name}"
+            failed.append(f"perplexity is {ratio:.4f} times {whose}, allowed is {limit:.4f}")
         return failed
 
 
@@ -156,7 +162,8 @@ def require_passed(directory: Path) -> Comparison:
     comparison = read_comparison(directory)
     if not comparison.passed:
         raise ExportError(
-            f"{comparison.model} in {comparison.precision} differs from PyTorch by more than is allowed "
+            f"{comparison.model} in {comparison.precision} differs from "
+            f"{comparison.reference_name} by more than is allowed "
             f"({'; '.join(comparison.failures)}), so it is not installed"
         )
     for name, expected in comparison.artifact.items():

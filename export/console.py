@@ -76,7 +76,8 @@ def outcome_table(options: ExportOptions, outcome: Outcome) -> Table:
         "size": f"{size / MEGABYTE:.1f} MB",
         "max |Δlogit|": f"{worst.max_error:.2g} ({worst.name}; logits spread by {worst.logit_spread:.2g})",
         "same first choice": f"{quality.top1_agreement:.1%} of {quality.tokens} tokens",
-        "perplexity": f"{quality.graph:.3f}, {quality.ratio - 1:+.2%} on PyTorch's, on {quality.text}",
+        "perplexity": f"{quality.graph:.3f}, {quality.ratio - 1:+.2%} on {report.reference_name}",
+        "read": quality.text,
         "where": str(outcome.directory),
     }
     if report.experts:

@@ -8,7 +8,6 @@ from importlib.metadata import version
 from pathlib import Path
 
 from export.comparison import hash_artifact
-from export.errors import ExportError
 from export.formats.detect import hash_files
 from export.formats.onnx_graph import GraphFile, read_graph
 from export.formats.weight_files import GRAPH
@@ -43,11 +42,6 @@ def import_graph(options: GraphOptions, progress: Progress) -> GraphOutcome:
     """
     check_name(options.model)
     graph = read_graph(options.source)
-    if graph.is_decoder:
-        raise ExportError(
-            f"{graph.path} is a decoder with a cache of its own, which is not served: import the checkpoint "
-            "that it was made from"
-        )
     target = options.repository / options.model
     require_no_other(target)
     source = stamp_graph(graph, options.example)

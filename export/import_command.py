@@ -1,8 +1,9 @@
 """`python -m export.import_command`: a checkpoint in any known format becomes a served model."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,11 +12,15 @@ from export.embedder_command import is_encoder, run_embedder
 from export.embedder_options import EmbedderOptions
 from export.errors import ExportError
 from export.formats.detect import detect_format
+from export.formats.graph_files import HUB_FOLDER
 from export.hub import SCHEME, download
 from export.manifest import Precision
 from export.pipeline import ExportOptions, check_name, export_model
 from export.refusals import one_sentence
 from export.sources import require_source
+
+if TYPE_CHECKING:
+    from export.formats.onnx_graph import GraphFile
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -51,15 +56,22 @@ def import_checkpoint(
             download(source, offline=offline) if source.startswith(SCHEME) else require_source(Path(source))
         )
         if detect_format(path) == "onnx":
-            _refuse_for_graphs(precision=precision, chat_template=chat_template, max_length=max_length)
-            _import_graph(given, path, repository=repository, example=example, force=force)
+            _refuse_for_graphs(precision=precision)
+            asked = ExportOptions(
+                given,
+                path,
+                max_length=max_length,
+                repository=repository,
+                force=force,
+                chat_template=chat_template,
+            )
+            _import_graph(asked, example)
             return
         if is_encoder(path):
             _refuse_for_graphs(precision=precision, chat_template=chat_template)
             run_embedder("import", EmbedderOptions(given, path, None, max_length, repository, force))
             return
-        if example is not None:
-            raise ExportError(f"{path} is no graph: --example is for those")
+        _refuse_example(path, example)
         options = ExportOptions(
             model=given,
             source=path,
@@ -81,13 +93,37 @@ def _refuse_for_graphs(**options: object) -> None:
             raise ExportError(f"{flag} is for language models; this is served as it is: leave it out")
 
 
-def _import_graph(name: str, path: Path, *, repository: Path, example: Path | None, force: bool) -> None:
-    # Here, because it loads ONNX Runtime, which no other format needs so early.
+def _import_graph(asked: ExportOptions, example: Path | None) -> None:
+    # Here, because they load ONNX and its runtime, which no other format needs so early.
+    from export.formats.decoder_graph import is_decoder
+    from export.formats.onnx_graph import read_graph
+
+    assert asked.source is not None
+    graph = read_graph(asked.source)
+    if is_decoder(graph):
+        _refuse_example(asked.source, example)
+        _import_decoder(asked, graph)
+        return
     from export.graph_import import GraphOptions, import_graph
 
+    _refuse_for_graphs(chat_template=asked.chat_template, max_length=asked.max_length)
+    options = GraphOptions(asked.model, asked.source, asked.repository, example, asked.force)
     with StageReporter() as reporter:
-        outcome = import_graph(GraphOptions(name, path, repository, example, force), reporter.enter)
+        outcome = import_graph(options, reporter.enter)
     print_graph_outcome(outcome)
+
+
+def _import_decoder(asked: ExportOptions, graph: "GraphFile") -> None:
+    from export.graph_decoder import import_decoder
+
+    with StageReporter() as reporter:
+        outcome = import_decoder(asked, graph, reporter.enter)
+    print_outcome(replace(asked, precision=outcome.comparison.precision), outcome)
+
+
+def _refuse_example(path: Path, example: Path | None) -> None:
+    if example is not None:
+        raise ExportError(f"{path} is no graph without a cache: --example is for those")
 
 
 def name_from(source: str) -> str:
@@ -95,6 +131,7 @@ def name_from(source: str) -> str:
     path = Path(source.partition("@")[0] if source.startswith(SCHEME) else source)
     if source.endswith(".gguf") or path.is_file():
         path = path.parent if path.stem in PLAIN_NAMES else path.with_suffix("")
+        path = path.parent if path.name == HUB_FOLDER else path
     name = re.sub(r"[^a-z0-9._-]+", "-", path.resolve().name.lower()).strip("-._")[:MAX_NAME]
     if not name:
         raise ExportError(f"no name can be made of {source}: give one with --name")

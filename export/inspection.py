@@ -9,10 +9,12 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from export.errors import ExportError
 from export.formats.chat_template import check_chat_template
+from export.formats.decoder_graph import is_decoder, read_decoder
 from export.formats.detect import Format, detect_format, source_files
 from export.formats.imported import Checkpoint
-from export.formats.onnx_graph import describe_port, read_graph
+from export.formats.onnx_graph import GraphFile, describe_port, read_graph
 from export.formats.readers import open_checkpoint
 from training.config import ModelConfig
 from training.decoder import Decoder, count_parameters
@@ -44,16 +46,27 @@ def inspect_graph(path: Path) -> Inspection:
     opsets = ", ".join(f"{entry.domain or 'ai.onnx'} {entry.version}" for entry in model.opset_import)
     names = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in names]
-    served = "nothing: import its checkpoint instead" if graph.is_decoder else "onnxruntime, as it is"
     rows = (
         ("format", f"onnx, {size / MEGABYTE:.1f} MB in {len(graph.files)} files"),
         ("made by", f"{model.producer_name or 'nobody that says so'}; opset {opsets}"),
         ("graph", f"{len(model.graph.node):,} nodes, {len(names):,} weights"),
         ("inputs", "\n".join(map(describe_port, inputs))),
         ("outputs", "\n".join(map(describe_port, model.graph.output))),
-        ("served as", served),
+        ("served as", _graph_served(graph)),
     )
     return Inspection(rows, ())
+
+
+def _graph_served(graph: GraphFile) -> str:
+    """By which backend and in which layout, or why not."""
+    if not is_decoder(graph):
+        return "onnxruntime, as it is"
+    try:
+        decoder = read_decoder(graph)
+    except ExportError as error:
+        return f"nothing: {error}"
+    context = f"{decoder.max_length:,} tokens" if decoder.max_length else "a context that --max-length gives"
+    return f"causal_lm, as it is; {decoder.layout}; {decoder.vocab_size:,} words, {context}"
 
 
 def _rows(path: Path, kind: Format, checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from export.errors import ExportError
-from export.formats.weight_files import CONFIG, WEIGHTS, checkpoint_files, contents, find_graph, read_json
+from export.formats.graph_files import find_graph
+from export.formats.weight_files import CONFIG, WEIGHTS, checkpoint_files, contents, read_json
 from export.manifest import SourceStamp
 
 Format = Literal["ggml", "gguf", "trident", "huggingface", "safetensors", "pytorch", "onnx"]
@@ -71,7 +72,7 @@ def _directory_format(path: Path) -> Format:
 
 def _is_about_a_graph(path: Path) -> bool:
     """Whether a directory holds a graph, and no weights that a decoder could be made of."""
-    return find_graph(path) is not None and not any((path / name).is_file() for name in WEIGHTS)
+    return not any((path / name).is_file() for name in WEIGHTS) and find_graph(path) is not None
 
 
 def _file_format(path: Path) -> Format:

@@ -1,6 +1,6 @@
 """The tokenizer of a Hugging Face directory, in whichever of its forms, and the chat template with it."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,13 @@ GENERATION_CONFIG = "generation_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
 
 
-def read_tokenizer(directory: Path, vocab_size: int) -> tuple[TokenizerFiles, SpecialTokens]:
-    """The tokenizer's files and the tokens with a meaning. Raises ExportError in one sentence."""
+def read_tokenizer(
+    directory: Path, vocab_size: int, ends: Collection[int] = ()
+) -> tuple[TokenizerFiles, SpecialTokens]:
+    """The tokenizer's files and the tokens with a meaning, `ends` among those that end a text.
+
+    Raises ExportError in one sentence.
+    """
     config = _read_if_there(directory / SPECIAL_TOKENS_MAP) | _read_if_there(directory / TOKENIZER_CONFIG)
     _require_names(config, directory)
     tokenizer = _read_tokenizer_json(directory)
@@ -28,7 +33,7 @@ def read_tokenizer(directory: Path, vocab_size: int) -> tuple[TokenizerFiles, Sp
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= vocab_size:
         raise ExportError(f"the tokenizer in {directory} goes up to {highest}, the model to {vocab_size - 1}")
-    special_tokens = _special_tokens(directory, tokenizer, config, vocab_size)
+    special_tokens = _special_tokens(directory, tokenizer, config, vocab_size, ends)
     template = _chat_template(directory, config)
     kept = {key: value for key, value in config.items() if key != "chat_template"}
     adds_bos = config.get("add_bos_token", _adds(tokenizer, special_tokens.bos))
@@ -61,12 +66,16 @@ def _read_tokenizer_json(directory: Path) -> Tokenizer | None:
 
 
 def _special_tokens(
-    directory: Path, tokenizer: Tokenizer, config: Mapping[str, Any], vocab_size: int
+    directory: Path,
+    tokenizer: Tokenizer,
+    config: Mapping[str, Any],
+    vocab_size: int,
+    more_ends: Collection[int],
 ) -> SpecialTokens:
     """Begin and padding by the tokenizer's configuration; any token that is an end anywhere is an end."""
     bos, eos, pad = (token_id(tokenizer, config, f"{name}_token") for name in ("bos", "eos", "pad"))
     ends = [eos, *_ends(directory / GENERATION_CONFIG, vocab_size), *_ends(directory / CONFIG, vocab_size)]
-    known = tuple(dict.fromkeys(end for end in ends if end is not None))
+    known = tuple(dict.fromkeys(end for end in (*ends, *more_ends) if end is not None))
     if not known:
         raise ExportError(f"{directory} names no eos_token: without it no answer would end")
     return SpecialTokens(bos=bos, eos=known, pad=pad)

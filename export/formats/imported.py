@@ -67,14 +67,18 @@ class Checkpoint:
         return ImportedModel(self.load(), self.tokenizer, self.special_tokens, self.held_out)
 
 
-def with_chat_template(model: ImportedModel, path: Path | None) -> ImportedModel:
-    """The same model with the template in `path`, if one is given; ExportError if it does not render."""
-    files = model.tokenizer
+def with_template(files: TokenizerFiles, path: Path | None) -> TokenizerFiles:
+    """The same files with the template in `path`, if one is given; ExportError if theirs does not render."""
     if path is not None:
         files = replace(files, chat_template=read_text(path))
     if files.chat_template is not None:
         check_chat_template(files.chat_template, files.config)
-    return replace(model, tokenizer=files)
+    return files
+
+
+def with_chat_template(model: ImportedModel, path: Path | None) -> ImportedModel:
+    """The same model with the template in `path`, if one is given; ExportError if it does not render."""
+    return replace(model, tokenizer=with_template(model.tokenizer, path))
 
 
 def with_max_length(model: ImportedModel, max_length: int | None) -> ImportedModel:

@@ -1,6 +1,5 @@
 """ONNX graphs by content: what a file says of its tensors, and which files its weights are in."""
 
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,14 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from export.errors import ExportError
-from export.formats.weight_files import contents, find_graph
+from export.formats.graph_files import find_graph
+from export.formats.weight_files import GRAPH, contents
 
 MAX_GRAPH_BYTES = (1 << 31) - 1  # protobuf's own limit
 # A ModelProto begins with a field of its own: ir_version, producer_name, …, functions.
 FIRST_TAGS = frozenset(number << 3 | wire for number in range(1, 26) for wire in (0, 2))
-CACHE = re.compile(r"past_key_values\.\d+\.(key|value)|past\.\d+\.\w+|past_\d+")
-RESERVED = ("comparison.json", "config.pbtxt", "manifest.json")
+# What is written beside a graph, and no file of its weights may be called.
+RESERVED = (GRAPH, "comparison.json", "config.pbtxt", "manifest.json", "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,6 @@ class GraphFile:
     path: Path
     model: ModelProto
     weights: tuple[Path, ...]
-
-    @property
-    def is_decoder(self) -> bool:
-        """Whether it carries a cache from step to step, by its inputs' names."""
-        return any(CACHE.fullmatch(value.name) for value in self.model.graph.input)
 
     @property
     def files(self) -> list[Path]:

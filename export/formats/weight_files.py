@@ -74,14 +74,6 @@ def find_weights(directory: Path) -> list[Path]:
     )
 
 
-def find_graph(path: Path) -> Path | None:
-    """The graph that a directory is about: model.onnx, or the only one; None if it is not about a graph."""
-    if not path.is_dir():
-        return path
-    found = sorted(path.glob("*.onnx"))
-    return path / GRAPH if path / GRAPH in found else found[0] if len(found) == 1 else None
-
-
 def shards(index: Path) -> Mapping[Path, set[str]]:
     """The files that `index` names, with the tensors that it says each of them holds."""
     names = read_json(index).get("weight_map")

@@ -18,10 +18,13 @@ from pathlib import Path
 from types import FrameType
 
 from export.errors import ExportError
+from export.formats.decoder_graph import is_decoder
 from export.formats.detect import detect_format
 from export.formats.onnx_graph import read_graph
 from export.formats.readers import read_model
-from tests.export import hostile_graphs
+from export.graph_decoder import read_source, write_engine
+from export.pipeline import ExportOptions
+from tests.export import hostile_decoders, hostile_graphs
 from tests.export.hostile_inputs import SOUND, Hostile
 
 ROOM = 1 << 30
@@ -79,8 +82,18 @@ def read_onnx(path: Path) -> object:
     return read_graph(path) if detect_format(path) == "onnx" else None
 
 
-ALL_SOUND = SOUND | {"onnx": hostile_graphs.sound}
-READERS: dict[str, Callable[[Path], object]] = {"onnx": read_onnx}
+def read_decoder(path: Path) -> object:
+    """What is done with a decoder before a process of its own runs it."""
+    if detect_format(path) != "onnx" or not is_decoder(graph := read_graph(path)):
+        return None
+    source = read_source(ExportOptions("fuzz", path), graph)
+    work = path / "work"
+    work.mkdir()
+    return write_engine(source, work / "engine", work / "tokenizer")
+
+
+ALL_SOUND = SOUND | {"onnx": hostile_graphs.sound, "decoder": hostile_decoders.sound}
+READERS: dict[str, Callable[[Path], object]] = {"onnx": read_onnx, "decoder": read_decoder}
 
 
 def attempt(kind: str, hostile: Hostile, directory: Path) -> str:
