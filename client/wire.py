@@ -44,6 +44,8 @@ _SHARED_INPUTS = {
     "exclude_input_in_output": Tensor("BOOL", 1),
     "return_log_probs": Tensor("BOOL", 1),
     "num_log_probs": Tensor("INT32", 1),
+    "return_num_input_tokens": Tensor("BOOL", 1),
+    "return_num_output_tokens": Tensor("BOOL", 1),
     "session_id": Tensor("BYTES", 1),
     "priority": Tensor("INT32", 1),
     "timeout": Tensor("INT32", 1),

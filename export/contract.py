@@ -45,6 +45,8 @@ GENERATION_INPUTS: dict[str, TensorSpec] = {
     "exclude_input_in_output": TensorSpec("TYPE_BOOL"),
     "return_log_probs": TensorSpec("TYPE_BOOL"),
     "num_log_probs": TensorSpec("TYPE_INT32"),
+    "return_num_input_tokens": TensorSpec("TYPE_BOOL"),
+    "return_num_output_tokens": TensorSpec("TYPE_BOOL"),
     "session_id": TensorSpec("TYPE_STRING"),
     "priority": TensorSpec("TYPE_INT32"),
     "timeout": TensorSpec("TYPE_INT32"),

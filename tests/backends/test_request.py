@@ -83,6 +83,7 @@ def test_the_far_bound_of_a_range_is_allowed(manifest: Manifest, name: str) -> N
         ({"seed": -1}, "seed: -1 was given"),
         ({"seed": 2**64}, f"seed: {2**64} was given, allowed is 0 to {2**64 - 1}"),
         ({"stream": 1}, "stream: 1 was given, true or false"),
+        ({"return_num_input_tokens": 2}, "return_num_input_tokens: 2 was given, true or false"),
         ({"num_log_probs": 21}, "num_log_probs: 21 was given, allowed is 0 to 20"),
         ({"stop_words": "word"}, "stop_words: 'word' was given, a list"),
         ({"stop_words": ["x"] * 17}, "stop_words: 17 were given, allowed are up to 16"),

@@ -168,10 +168,18 @@ async def test_vllms_parameters_and_tensorrt_llms_names_reach_the_engine(
     parameters = {"max_tokens": "12", "min_tokens": 12, "temperature": "0.7", "seed": "9"}
     for values in (
         {"sampling_parameters": json.dumps(parameters)},
-        {"max_tokens": 12, "min_length": 12, "temperature": 0.7, "seed": 9},
+        {
+            "max_tokens": 12,
+            "min_length": 12,
+            "temperature": 0.7,
+            "seed": 9,
+            "return_num_input_tokens": True,
+            "return_num_output_tokens": True,
+        },
     ):
         answer = await generate(triton_server.grpc, MODELS[0], text_input="the cat", **values)
         assert (answer.error, answer.ids) == ("", plain.ids)
+        assert answer.pieces[-1]["num_output_tokens"] == 12
     barred = await generate(
         triton_server.grpc,
         MODELS[0],

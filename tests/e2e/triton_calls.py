@@ -25,6 +25,8 @@ DTYPES: dict[str, Any] = {
     "stream": np.bool_,
     "stop": np.bool_,
     "return_log_probs": np.bool_,
+    "return_num_input_tokens": np.bool_,
+    "return_num_output_tokens": np.bool_,
     "exclude_input_in_output": np.bool_,
     "text_input": np.object_,
     "messages": np.object_,

@@ -18,6 +18,7 @@ FinishReason = Literal["", "stop", "length", "cancelled"]
 MAX_ALTERNATIVES = 20
 MAX_SESSION_ID = 256  # characters
 MAX_USER = 256
+_ALWAYS_TOLD = ("return_num_input_tokens", "return_num_output_tokens")  # TensorRT-LLM's clients ask for these
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ class GenerationRequest:
             timeout=reader.integer("timeout", 0, low=0, high=2**31 - 1),
             user=_user(reader),
         )
+        for name in _ALWAYS_TOLD:
+            reader.boolean(name, True)
         reader.refuse_unknown()
         return request
 

@@ -38,6 +38,8 @@ INPUTS: Mapping[str, tuple[str, list[int]]] = {
     "exclude_input_in_output": ("TYPE_BOOL", [1]),
     "return_log_probs": ("TYPE_BOOL", [1]),
     "num_log_probs": ("TYPE_INT32", [1]),
+    "return_num_input_tokens": ("TYPE_BOOL", [1]),
+    "return_num_output_tokens": ("TYPE_BOOL", [1]),
     "session_id": ("TYPE_STRING", [1]),
     "priority": ("TYPE_INT32", [1]),
     "timeout": ("TYPE_INT32", [1]),
