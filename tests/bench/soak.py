@@ -1,8 +1,9 @@
 """`make soak`: many clients at once for ten minutes, of every kind, against the engine in this process.
 
-They ask for texts of random lengths, cancel some, go on with conversations under a session id, wait no longer
-than they may, and belong to different users. At the end: memory must be as it was after the beginning, every
-slot free, and the counters must add up to what the clients have seen.
+They ask for texts of random lengths and some for texts in a form, cancel some, go on with conversations
+under a session id, wait no longer than they may, and belong to different users. At the end: memory must be as
+it was when the budgets of prefixes and sessions had filled, every slot free, and the counters must add up to
+what the clients have seen.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 
 from backends.causal_lm.engine import Engine
@@ -29,8 +29,11 @@ from tests.bench.measure import machine, write_json
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
 RESULTS = Path(__file__).parent / "results" / "soak.json"
 MOST_DRIFT = 0.03
+WARM_UP, WINDOW = 0.2, 0.1  # parts of the time: until memory is compared, and over which
 LONGEST_PROMPT, LONGEST_ANSWER = 200, 48  # tokens
+SAMPLES_A_MINUTE = 120
 MIB = 2**20
+GUIDE = {"guided_decoding_guide_type": "regex", "guided_decoding_guide": "([a-z]+ ){100}"}
 
 
 @dataclass
@@ -94,6 +97,8 @@ class Client(threading.Thread):
             "priority": rng.choice([0, 0, 0, -1, 1]),
             "timeout": rng.choice([0, 0, 0, 2000]),
         }
+        if rng.random() < 0.1:
+            values |= GUIDE
         if not goes_on:
             self._talk = []
         return values | ({"session_id": f"talk {self._number}"} if rng.random() < 0.6 else {})
@@ -184,15 +189,15 @@ def fill_rows(engine: Engine, slots: int, tally: Tally) -> None:
 
 
 def soak(engine: Engine, tally: Tally, num_clients: int, seconds: float) -> list[int]:
-    """Let the clients ask; bytes of memory, twice a second."""
+    """Let the clients ask; bytes of the process's own memory, twice a second."""
     until = time.monotonic() + seconds
     clients = [Client(number, engine, tally, until) for number in range(num_clients)]
     for client in clients:
         client.start()
-    process, memory = psutil.Process(), []
+    memory = []
     while time.monotonic() < until:
-        memory.append(process.memory_info().rss)
-        time.sleep(0.5)
+        memory.append(own_memory())
+        time.sleep(60 / SAMPLES_A_MINUTE)
     for client in clients:
         client.join(300)
         if client.is_alive():
@@ -200,10 +205,17 @@ def soak(engine: Engine, tally: Tally, num_clients: int, seconds: float) -> list
     return memory
 
 
+def own_memory() -> int:
+    """Resident bytes without the pages of files: those of the embedding come with each word's first use, one
+    by one, and go whenever the system needs the place."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return sum(1024 * int(status[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+
+
 def verdict(metrics: MemoryMetrics, tally: Tally, memory: list[int]) -> dict[str, object]:
     """The figures, and what is wrong with them."""
-    quarter = len(memory) // 4
-    before, after = statistics.median(memory[quarter : 2 * quarter]), statistics.median(memory[-quarter:])
+    start, window = int(WARM_UP * len(memory)), max(1, int(WINDOW * len(memory)))
+    before, after = statistics.median(memory[start : start + window]), statistics.median(memory[-window:])
     drift = after / before - 1
     count, ends = metrics.values, tally.ends
     finished, cancelled = ends["stop"] + ends["length"], ends["cancelled"]
@@ -229,9 +241,16 @@ def verdict(metrics: MemoryMetrics, tally: Tally, memory: list[int]) -> dict[str
         "drafts": count["spec_decode_num_drafts_total"],
         "resumed": count["sessions_resumed_total"],
         "memory_mib": [round(before / MIB, 1), round(after / MIB, 1)],
+        "memory_mib_by_minute": by_minute(memory),
         "drift": round(drift, 4),
         "wrong": [name for name, is_right in checks.items() if not is_right],
     }
+
+
+def by_minute(memory: list[int]) -> list[float]:
+    """The median of each minute begun, in MiB."""
+    minutes = (memory[at : at + SAMPLES_A_MINUTE] for at in range(0, len(memory), SAMPLES_A_MINUTE))
+    return [round(statistics.median(minute) / MIB, 1) for minute in minutes]
 
 
 if __name__ == "__main__":
