@@ -64,8 +64,13 @@ def dequantize_blocks(q: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArr
 
 
 def pack_unsigned(q: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:
-    """As ONNX Runtime stores it: plus 2^(bits-1) to be unsigned; of two 4-bit numbers the first lies low."""
-    unsigned: NDArray[np.uint8] = (q.astype(np.int16) + 2 ** (bits - 1)).astype(np.uint8)
-    if bits == 4:
-        unsigned = unsigned[..., 0::2] + unsigned[..., 1::2] * np.uint8(16)
-    return unsigned
+    """As ONNX Runtime stores it: plus 2^(bits-1) to be unsigned; 4-bit numbers two to a byte."""
+    return pack_pairs(q) if bits == 4 else (q.astype(np.int16) + 128).astype(np.uint8)
+
+
+def pack_pairs(q: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """4-bit numbers (…, n) plus 8, two to a byte (…, ceil(n / 2)), the first one low."""
+    unsigned: NDArray[np.uint8] = (q + np.int8(8)).astype(np.uint8)
+    if unsigned.shape[-1] % 2:
+        unsigned = np.pad(unsigned, [*[(0, 0)] * (unsigned.ndim - 1), (0, 1)])
+    return unsigned[..., 0::2] + unsigned[..., 1::2] * np.uint8(16)

@@ -1,6 +1,7 @@
-"""Weight-only quantization of a graph: matrices and experts to int8 or int4, by blocks, symmetric.
+"""Weight-only quantization of a graph: matrices and experts to int8 or int4, by blocks.
 
-Embeddings, norms and routers stay as they are; a head tied to the embedding gets a quantized copy of its own.
+Embeddings, norms and routers stay as they are; a head tied to the embedding gets a quantized copy of its own,
+with 8 bits in int4 as well: with 4 it costs about as much quality as all layers (docs/adr/011).
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,8 @@ from ml_dtypes import int4
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from export.blockwise import fitting_block, pack_unsigned, quantize_blocks
+from export.blockwise import fitting_block, pack_pairs, pack_unsigned, quantize_blocks
+from export.grids import grid_of
 from export.onnx_files import load_graph, save_graph
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -21,6 +23,7 @@ BITS: dict[str, int] = {"int8": 8, "int4": 4}
 # The block is also the step in which activations are rounded, so that a small one matters in int8 as well: on
 # SmolLM2 in int8 perplexity rises by 0.4 % with 32, by 0.7 % with 128.
 DEFAULT_BLOCK = 32
+HEAD, HEAD_BITS = "head", 8
 CONTRIB = "com.microsoft"
 ACCURACY_LEVEL = 4  # activations to int8 by blocks: the kernels that make quantization fast
 REFUSALS: dict[str, str] = {
@@ -79,18 +82,53 @@ def _weight_of(node: ir.Node) -> NDArray[Any] | None:
 def _to_matmul_nbits(
     graph: ir.Graph, node: ir.Node, weight: NDArray[Any], bits: int, block_size: int
 ) -> None:
-    N, K = weight.shape
-    block = fitting_block(K, block_size)
-    q, scales = quantize_blocks(weight, bits=bits, block_size=block)
+    (N, K), bits = weight.shape, HEAD_BITS if _module(node) == HEAD else bits
+    x, name, block = node.inputs[0], f"{_module(node)}.weight", fitting_block(K, block_size)
+    zeros = None
+    if bits == 4:
+        grid = grid_of(weight, block)
+        if grid.has_offsets:
+            x, K = _with_block_sums(graph, node, block), K + grid.offsets.shape[1]
+            grid = grid.with_offsets_as_weights()
+        q, scales, zeros = grid.q, grid.scales, _constant(graph, f"{name}.zeros", pack_pairs(grid.zeros))
+    else:
+        q, scales = quantize_blocks(weight, bits=bits, block_size=block)
     inputs = [
-        node.inputs[0],
-        _constant(graph, f"{_module(node)}.weight.q", pack_unsigned(q, bits)),
-        _constant(graph, f"{_module(node)}.weight.scales", scales),
+        x,
+        _constant(graph, f"{name}.q", pack_unsigned(q, bits)),
+        _constant(graph, f"{name}.scales", scales),
     ]
-    if len(node.inputs) == 3:  # Gemm's bias
-        inputs += [None, None, node.inputs[2]]
+    bias = node.inputs[2:]  # a Gemm's
+    if zeros is not None or bias:
+        inputs += [zeros, *([None, *bias] if bias else [])]
     sizes = {"K": K, "N": N, "bits": bits, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
     _turn_into(node, "MatMulNBits", inputs, [ir.AttrInt64(key, value) for key, value in sizes.items()])
+
+
+def _with_block_sums(graph: ir.Graph, node: ir.Node, block: int) -> ir.Value:
+    """The node's input (…, K) and behind it the sum of each block of channels: (…, K + K / block).
+
+    All that read the same input share them.
+    """
+    x = node.inputs[0]
+    assert x is not None
+    name = f"{_name(x)}.with_sums_of_{block}"
+    for reader in x.consumers():
+        if reader.outputs[0].name == name:
+            return reader.outputs[0]
+    assert x.shape is not None
+    shape = _shared(graph, f"blocks_of_{block}", np.array([*[0] * (len(x.shape) - 1), -1, block], np.int64))
+    last = _shared(graph, "last_axis", np.array([-1], np.int64))
+    blocks = ir.node("Reshape", [x, shape], name=f"{node.name}/blocks")
+    sums = ir.node("ReduceSum", [blocks.outputs[0], last], {"keepdims": 0}, name=f"{node.name}/sums")
+    joined = ir.node("Concat", [x, sums.outputs[0]], {"axis": -1}, name=f"{node.name}/with_sums")
+    joined.outputs[0].name = name
+    graph.insert_before(node, [blocks, sums, joined])
+    return joined.outputs[0]
+
+
+def _shared(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
+    return graph.initializers[name] if name in graph.initializers else _constant(graph, name, values)
 
 
 def _to_qmoe(graph: ir.Graph, node: ir.Node, bits: int, block_size: int) -> None:
@@ -124,6 +162,7 @@ def _for_tensorrt(graph: ir.Graph, node: ir.Node, bits: int, block_size: int) ->
     weight = _weight_of(node)
     if weight is None:
         return
+    bits = HEAD_BITS if _module(node) == HEAD else bits
     block = fitting_block(weight.shape[-1], block_size)
     q, scales = quantize_blocks(weight, bits=bits, block_size=block)
     flat = q.reshape(weight.shape)  # a block that divides K needs no padding

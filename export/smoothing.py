@@ -2,7 +2,8 @@
 
 The fast kernels also quantize activations, to int8 by blocks, so one large channel makes its neighbours
 coarse. Here each input channel is divided by a factor where it is produced, and the weights that read it are
-multiplied by the same: in float32 the model computes the same function.
+multiplied by the same: in float32 the model computes the same function. Weights that came on a 4-bit grid
+would leave it, which costs far more than the activations' rounding, so for int4 they are spared.
 """
 
 import argparse
@@ -11,13 +12,15 @@ import decimal
 import heapq
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
+from export.blockwise import fitting_block
+from export.grids import found_grid
 from training.config import ModelConfig
 from training.decoder import Decoder
 
@@ -60,15 +63,28 @@ class Channels:
     repeats: int = 1
 
 
-def smooth(decoder: Decoder, tokenizer: str) -> Decoder:
+def on_grids(decoder: Decoder, block_size: int) -> frozenset[str]:
+    """The layers' linear parts whose weights all lie on 4-bit grids by blocks, by name."""
+    return frozenset(
+        name
+        for name, module in decoder.layers.named_modules(prefix="layers")
+        if isinstance(module, nn.Linear)
+        and found_grid(module.weight.detach().numpy(), fitting_block(module.in_features, block_size))
+    )
+
+
+def smooth(decoder: Decoder, tokenizer: str, spared: Set[str] = frozenset()) -> Decoder:
     """The same function with evener channels; `tokenizer` is the text of tokenizer.json.
 
-    A tied head becomes a weight of its own: the embedding's rows stay as they are.
+    Channels that a linear layer of `spared` reads stay as they are. A tied head becomes a weight of its own:
+    the embedding's rows stay as they are.
     """
     ids = Tokenizer.from_str(tokenizer).encode(CALIBRATION_TEXT, add_special_tokens=False).ids
     peaks = input_peaks(decoder, ids[: min(CALIBRATION_TOKENS, decoder.config.max_length)])
     weights = dict(decoder.state_dict())
     for channels in smoothable(decoder.config):
+        if not spared.isdisjoint(channels.readers):
+            continue
         readers = [f"{name}.weight" for name in channels.readers]
         factor, read_factor = factors(channels, peaks, [weights[name] for name in readers])
         for name in (f"{channels.producer}.weight", f"{channels.producer}.bias"):

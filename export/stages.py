@@ -17,7 +17,7 @@ from export.manifest import Manifest, StateTensor, write_manifest
 from export.pipeline import Job, Outcome, Progress
 from export.quantize import quantize_graph
 from export.repository import install
-from export.smoothing import smooth
+from export.smoothing import on_grids, smooth
 from export.stamps import library_stamps
 from export.tensorrt import build_plan, decode_and_prefill
 from export.tolerances import TOLERANCES
@@ -115,7 +115,10 @@ def build_graph(draft: Draft, dtype: Dtype, progress: Progress) -> None:
         )
         return
     whole = draft.engine.with_name("whole") / GRAPH
-    smoothed = smooth(draft.model.decoder, draft.model.tokenizer.tokenizer)
+    # A plan's grids have no offsets, so there is nothing to spare.
+    has_offsets = precision == "int4" and lowering == "onnxruntime"
+    spared = on_grids(draft.model.decoder, BLOCK_SIZE) if has_offsets else frozenset[str]()
+    smoothed = smooth(draft.model.decoder, draft.model.tokenizer.tokenizer, spared)
     graph_from_decoder(smoothed, whole, lowering=lowering, dtype=dtype, extra_outputs=draft.figures)
     del smoothed  # half a gigabyte for a model of 135 M
     return_freed_memory()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from export.smoothing import Channels, factors, smooth
+from export.smoothing import Channels, factors, on_grids, smooth
 from training.config import ModelConfig
 from training.decoder import Decoder
 from training.presets import PRESETS
@@ -55,6 +55,23 @@ def test_post_norms_are_left_alone_because_the_residual_reads_them() -> None:
     smoothed = smooth(decoder, LETTERS)
     norms = [name for name in decoder.state_dict() if "norm" in name]
     assert all(torch.equal(smoothed.state_dict()[name], decoder.state_dict()[name]) for name in norms)
+
+
+def test_weights_on_a_four_bit_grid_are_found_and_spared() -> None:
+    decoder = Decoder(PRESETS["llama-tiny"])
+    down = decoder.get_submodule("layers.1.ffn.down")
+    with torch.no_grad():
+        down.weight.copy_(torch.randint(-8, 8, down.weight.shape) * 0.0625 + 0.01)
+    spared = on_grids(decoder, 32)
+    assert spared == {"layers.1.ffn.down"}
+    smoothed = smooth(decoder, LETTERS, spared).state_dict()
+    for name in ("ffn.down", "ffn.up"):
+        before, after = decoder.get_submodule(f"layers.1.{name}").weight, smoothed[f"layers.1.{name}.weight"]
+        # The rows of what produces the spared channels stay, too; as a reader it is smoothed with its norm.
+        assert torch.equal(after, before) is (name == "ffn.down")
+    assert not torch.equal(
+        smoothed["layers.0.ffn.down.weight"], decoder.state_dict()["layers.0.ffn.down.weight"]
+    )
 
 
 def test_factors_are_the_square_root_of_peak_over_weight_with_mean_one() -> None:
