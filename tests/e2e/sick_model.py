@@ -12,12 +12,12 @@ from export.triton_config import ENGINE_PARAMETERS, engine_config
 from tests.backends.prompt_model import chat_tokenizer
 
 SICK = "sick_engine"
-VOCAB_SIZE, ROWS = 512, 4
+VOCAB_SIZE, ROWS = 512, 8
 SICKENING = 9  # beyond the table's rows
 
 
 def write_sick_model(repository: Path) -> None:
-    """Token t < ROWS is followed by t + 3; any other token is a failing look-up."""
+    """Token t < ROWS is followed by t + 3, modulo ROWS; any other token is a failing look-up."""
     version = repository / SICK / "1"
     version.mkdir(parents=True)
     onnx.save(look_up_graph(), version / "model.onnx")
@@ -27,7 +27,8 @@ def write_sick_model(repository: Path) -> None:
 
 
 def look_up_graph() -> onnx.ModelProto:
-    table = numpy_helper.from_array(np.eye(ROWS, VOCAB_SIZE, k=3, dtype=np.float32), "table")
+    following = np.roll(np.arange(ROWS), -3)
+    table = numpy_helper.from_array(np.eye(ROWS, VOCAB_SIZE, dtype=np.float32)[following], "table")
     axis = numpy_helper.from_array(np.array([1]), "axis")
     nodes = [
         helper.make_node("ReduceMax", ["input_ids", "axis"], ["token"], keepdims=1),
