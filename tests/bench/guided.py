@@ -64,9 +64,11 @@ class Timed(Waiting):
         super().send(output, final)
 
 
-def milliseconds_a_token(engine: Engine, guide: tuple[str, str] | None, streams: int, tokens: int) -> float:
+def milliseconds_a_token(
+    engine: Engine, guide: tuple[str, str] | None, *, temperature: float, streams: int, tokens: int
+) -> float:
     """The mean over the streams, from their first tokens to their last."""
-    values = {"max_tokens": tokens, "min_tokens": tokens, "temperature": 0.0, "stream": True}
+    values = {"max_tokens": tokens, "min_tokens": tokens, "temperature": temperature, "stream": True}
     if guide is not None:
         values |= dict(zip(("guided_decoding_guide_type", "guided_decoding_guide"), guide, strict=True))
     sinks = [Timed() for _ in range(streams)]
@@ -89,25 +91,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("version", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     arguments = parser.parse_args()
     # Without drafts: how many of them are right depends on the text, which a guide changes.
     engine = load_engine(arguments.version, EngineSettings(speculative_tokens=0), MemoryMetrics())
     try:
-        rows = [row for streams in arguments.streams for row in measured(engine, streams, arguments)]
+        rows = [
+            row
+            for temperature in arguments.temperatures
+            for streams in arguments.streams
+            for row in measured(engine, temperature, streams, arguments)
+        ]
     finally:
         engine.close()
     show(rows)
     write_json({"machine": machine(), "model": engine.manifest.model, "rows": rows}, RESULTS)
 
 
-def measured(engine: Engine, streams: int, arguments: argparse.Namespace) -> list[dict[str, object]]:
+def measured(
+    engine: Engine, temperature: float, streams: int, arguments: argparse.Namespace
+) -> list[dict[str, object]]:
     """One row per guide, after a round that does not count."""
     taken: dict[str, list[float]] = {name: [] for name in ("none", *GUIDES)}
     for number in range(arguments.rounds + 1):
         for name in taken:
-            figure = milliseconds_a_token(engine, GUIDES.get(name), streams, arguments.tokens)
+            figure = milliseconds_a_token(
+                engine,
+                GUIDES.get(name),
+                temperature=temperature,
+                streams=streams,
+                tokens=arguments.tokens,
+            )
             if number:
                 taken[name].append(figure)
     rows: list[dict[str, object]] = []
@@ -117,6 +133,7 @@ def measured(engine: Engine, streams: int, arguments: argparse.Namespace) -> lis
         rows.append(
             {
                 "guide": name,
+                "temperature": temperature,
                 "streams": streams,
                 "unguided_ms": round(statistics.median(taken["none"]), 2),
                 "guided_ms": round(statistics.median(taken[name]), 2),
