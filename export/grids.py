@@ -134,17 +134,23 @@ def _range_of(blocks: Floats) -> tuple[Floats, Floats]:
 def _nearest(blocks: Floats) -> Grid:
     low, high = np.minimum(blocks.min(axis=-1), 0), np.maximum(blocks.max(axis=-1), 0)
     widest = np.where(high == low, np.float32(1), high - low) / np.float32(LEVELS - 1)
-    best, least = _grid(np.zeros_like(blocks), widest, np.zeros_like(low), np.zeros_like(low)), None
+    best = Grid(
+        q=np.empty(blocks.shape, np.int8),
+        scales=np.empty_like(low),
+        zeros=np.empty(low.shape, np.int8),
+        offsets=np.zeros_like(low),
+    )
+    least = np.full_like(low, np.inf)
     for stretch in STRETCHES:
         scales = widest * np.float32(stretch)
         for shift in (-1, 0, 1):
             zeros = np.clip(np.rint(-low / scales) + shift, 0, LEVELS - 1)
             q = np.clip(np.rint(blocks / scales[..., None] + zeros[..., None]), 0, LEVELS - 1)
             errors = np.square((q - zeros[..., None]) * scales[..., None] - blocks).sum(axis=-1)
-            better = np.ones_like(errors, bool) if least is None else errors < least
+            better = errors < least
             best.q[better] = q[better] + LOWEST
             best.scales[better], best.zeros[better] = scales[better], zeros[better] + LOWEST
-            least = errors if least is None else np.minimum(errors, least)
+            least = np.minimum(errors, least)
     return best
 
 
