@@ -54,7 +54,10 @@ def read_graph(path: Path) -> GraphFile:
     found = find_graph(path)
     if found is None:
         raise ExportError(f"{path} holds no single graph, but {', '.join(contents(path))}; name the file")
-    model = onnx.load(found, load_external_data=False)
+    try:
+        model = onnx.load(found, load_external_data=False)
+    except DecodeError as error:
+        raise ExportError(f"{found} is no whole ONNX model: fetch it again") from error
     locations = sorted({_location(tensor) for tensor in tensors_in(model) if tensor.external_data})
     return GraphFile(found, model, tuple(_beside(found, location) for location in locations))
 

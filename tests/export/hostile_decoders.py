@@ -142,6 +142,10 @@ def cut(directory: Path) -> None:
     path.write_bytes(path.read_bytes()[:1000])
 
 
+def cut_graph(directory: Path) -> None:
+    (directory / GRAPH).write_bytes((directory / GRAPH).read_bytes()[:1000])
+
+
 def linked(directory: Path) -> None:
     path = directory / "decoder.onnx.data"
     path.rename(directory.parent / "secret.bin")
@@ -218,6 +222,7 @@ DECODERS: dict[str, tuple[Damage, str]] = {
     ),
     "a crowd": (graph(crowd), "differs from ONNX Runtime without optimisations .*ragged batch"),
     "cut weights": (cut, "can't be run as a decoder"),
+    "cut graph": (cut_graph, "decoder.onnx is no whole ONNX model"),
     "linked weights": (linked, "is a link out of the graph's directory"),
 }
 
