@@ -17,11 +17,13 @@ from rich.table import Table
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
+from export.manifest import Precision
 from tests.bench.measure import machine, write_json
 from tests.bench.reference import ATTENTION, export_reference
 
 RESULTS = Path(__file__).parent / "results" / "experts.json"
 ROWS = (1, 8, 16)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
 SETTINGS = EngineSettings(slots=max(ROWS), speculative_tokens=0)
 GOAL = 1.3
 REST, DENSE, EXPERTS = "rest", "dense", "experts"
@@ -38,6 +40,7 @@ MODELS = {
 class Cost:
     """Milliseconds of a decode step of so many rows, medians; experts / dense of the feed-forwards alone."""
 
+    precision: Precision
     rows: int
     rest: float
     dense: float
@@ -49,8 +52,8 @@ class Cost:
 class Model:
     """One model with all of its rows in use."""
 
-    def __init__(self, name: str) -> None:
-        version = export_reference(f"experts-{name}", MODELS[name])
+    def __init__(self, name: str, precision: Precision) -> None:
+        version = export_reference(f"experts-{name}", MODELS[name], precision)
         manifest = read_manifest(version / "manifest.json")
         self._runner = OnnxRuntimeRunner(version, manifest, SETTINGS)
         self._tokens = np.random.default_rng(0).integers(manifest.vocab_size, size=(64, SETTINGS.slots))
@@ -71,8 +74,7 @@ class Model:
 def main() -> None:
     """Measure, print, write."""
     rounds = _rounds()
-    models = {name: Model(name) for name in MODELS}
-    costs = [_cost(models, rows, rounds) for rows in ROWS]
+    costs = [cost for precision in PRECISIONS for cost in _costs(precision, rounds)]
     _print(costs)
     write_json({"machine": machine(), "goal": GOAL, "costs": [asdict(cost) for cost in costs]}, RESULTS)
 
@@ -83,21 +85,34 @@ def _rounds() -> int:
     return int(parser.parse_args().rounds)
 
 
-def _cost(models: dict[str, Model], rows: int, rounds: int) -> Cost:
+def _costs(precision: Precision, rounds: int) -> list[Cost]:
+    models = {name: Model(name, precision) for name in MODELS}
+    return [_cost(models, precision, rows, rounds) for rows in ROWS]
+
+
+def _cost(models: dict[str, Model], precision: Precision, rows: int, rounds: int) -> Cost:
     turns = [{name: model.step(rows) for name, model in models.items()} for _ in range(rounds + 1)][1:]
     ratios = [(turn[EXPERTS] - turn[REST]) / (turn[DENSE] - turn[REST]) for turn in turns]
     medians = {name: round(statistics.median(turn[name] for turn in turns), 3) for name in models}
     spread = round(min(ratios), 2), round(max(ratios), 2)
-    return Cost(rows, ratio=round(statistics.median(ratios), 2), spread=spread, **medians)
+    return Cost(precision, rows, ratio=round(statistics.median(ratios), 2), spread=spread, **medians)
 
 
 def _print(costs: list[Cost]) -> None:
-    table = Table("rows", "rest ms", "with dense", "with experts", "experts / dense", "goal at one row")
+    table = Table(
+        "precision", "rows", "rest ms", "with dense", "with experts", "experts / dense", "goal at one row"
+    )
     for cost in costs:
         ratio = f"{cost.ratio:.2f} ({cost.spread[0]:.2f}-{cost.spread[1]:.2f})"
         goal = "" if cost.rows > 1 else f"{GOAL:g} {'met' if cost.ratio <= GOAL else 'missed'}"
         table.add_row(
-            str(cost.rows), f"{cost.rest:.2f}", f"{cost.dense:.2f}", f"{cost.experts:.2f}", ratio, goal
+            cost.precision,
+            str(cost.rows),
+            f"{cost.rest:.2f}",
+            f"{cost.dense:.2f}",
+            f"{cost.experts:.2f}",
+            ratio,
+            goal,
         )
     Console(width=110).print(table)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from export.manifest import Precision
 from export.pipeline import ExportOptions, export_model
 from training.chat import ROLES
 from training.checkpoint import atomic_directory, save_model
@@ -71,11 +72,11 @@ def exported(name: str) -> Path:
     return export_reference(f"reference-{name}", MODELS[name])
 
 
-def export_reference(model: str, config: ModelConfig) -> Path:
-    """The version directory of a checkpoint of random weights, in float32."""
+def export_reference(model: str, config: ModelConfig, precision: Precision = "fp32") -> Path:
+    """The version directory of a checkpoint of random weights."""
     source = checkpoint(_MODELS_DIRECTORY / model, config)
     options = ExportOptions(
-        model=model, source=source, repository=_MODELS_DIRECTORY / "fp32", precision="fp32"
+        model=model, source=source, repository=_MODELS_DIRECTORY / precision, precision=precision
     )
     return export_model(options, lambda stage, detail: None).directory
 
