@@ -96,6 +96,10 @@ peers-native: peers ## compile llama.cpp for this very processor (cmake, ninja, 
 bench-position: setup ## what a token costs early and late in a text, retention beside attention
 	@exec $(BIN)/python -m tests.bench.position $(ARGS)
 
+.PHONY: perplexity
+perplexity: setup ## perplexity of the default chat model at each precision, through the engine
+	@exec $(BIN)/python -m tests.bench.perplexity $(ARGS)
+
 .PHONY: bench-experts
 bench-experts: setup ## what a mixture's experts cost a token, beside a dense feed-forward of the active size
 	@exec $(BIN)/python -m tests.bench.experts $(ARGS)
