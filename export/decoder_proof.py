@@ -4,12 +4,11 @@
 """
 
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from export.comparison import Perplexity, Scenario
 from export.errors import ExportError
@@ -17,12 +16,11 @@ from export.graph_session import GraphSession
 from export.manifest import Precision, StateTensor
 from export.measurement import DEFAULT_TEXT, compare_scenario, measure_perplexity, require_length, text_tokens
 from export.plain_decoder import PlainDecoder, Signature, require_finite
+from export.proof_process import limit_memory, prove_apart
 from export.scenarios import LONGEST, SCENARIOS
 from export.tolerances import TOLERANCES
 
 SECONDS, SECONDS_PER_MEGABYTE = 300, 2
-ROOM = 6 << 30  # bytes for what a graph computes, beside its weights
-COPIES = 4  # of the weights: the file, two sessions, and what a session prepacks
 
 # The engine asks such a graph for one token's logits in each row, never for those of several.
 LEFT_OUT = "verified drafts"
@@ -58,24 +56,14 @@ def prove_decoder(request: Request) -> Proof:
     Raises ExportError in one sentence where that can't be told, also for too much time or memory.
     """
     require_length(request.max_length)
-    seconds = SECONDS + SECONDS_PER_MEGABYTE * request.size // 10**6
-    command = [sys.executable, "-m", "export.decoder_proof"]
-    try:
-        done = subprocess.run(
-            command,
-            input=request.model_dump_json(),
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise ExportError(f"{request.original.name} takes more than {seconds} seconds to compare") from None
-    try:
-        return Proof.model_validate_json(done.stdout)
-    except ValidationError:
-        reason = done.stderr.strip().rpartition("\n")[2] or f"it ended with {done.returncode}"
-        raise ExportError(f"{request.original.name} can't be run as a decoder: {reason}") from None
+    return prove_apart(
+        "export.decoder_proof",
+        request=request.model_dump_json(),
+        seconds=SECONDS + SECONDS_PER_MEGABYTE * request.size // 10**6,
+        proof=Proof,
+        file=request.original.name,
+        trouble=f"{request.original.name} can't be run as a decoder",
+    )
 
 
 def examine(request: Request) -> Proof:
@@ -97,9 +85,7 @@ def main() -> None:
     """Print the proof for the request on standard input; an error is one line and exit code 1."""
     request = Request.model_validate_json(sys.stdin.read())
     # Not the address space: the states are mapped for the whole context, and real only as far as it is used.
-    held = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
-    limit = held + ROOM + COPIES * request.size
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    limit_memory(resource.RLIMIT_DATA, request.size)
     try:
         print(examine(request).model_dump_json())
     except Exception as error:  # whatever ONNX Runtime makes of the graph

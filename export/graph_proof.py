@@ -4,7 +4,6 @@
 """
 
 import resource
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +12,13 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from export.errors import ExportError
 from export.graph_report import Check
+from export.proof_process import limit_memory, prove_apart
 from export.random_inputs import NoInputsError, draw_inputs, read_example, sizes_of
 
 MAX_SECONDS = 300
-ROOM = 6 << 30  # bytes for what a graph computes, beside its weights
-COPIES = 4  # of the weights: the file, two sessions, and what a session prepacks
 ROWS = 3
 
 # Other kernels sum in another order: a share of the largest value, by the type that is computed in.
@@ -58,23 +55,16 @@ def prove_graph(path: Path, size: int, example: Path | None) -> Proof:
     `example` is a .npz with an array per input; without one, inputs are drawn at random.
     Raises ExportError in one sentence, also where it takes too much time or memory.
     """
-    command = [
-        sys.executable,
-        "-m",
+    return prove_apart(
         "export.graph_proof",
         str(path),
         str(size),
         *map(str, filter(None, [example])),
-    ]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise ExportError(f"{path.name} takes more than {MAX_SECONDS} seconds to compute") from None
-    try:
-        return Proof.model_validate_json(done.stdout)
-    except ValidationError:
-        reason = done.stderr.strip().rpartition("\n")[2] or f"it ended with {done.returncode}"
-        raise ExportError(f"the graph can't be run: {reason}") from None
+        seconds=MAX_SECONDS,
+        proof=Proof,
+        file=path.name,
+        trouble="the graph can't be run",
+    )
 
 
 def examine(path: Path, example: Path | None) -> Proof:
@@ -161,9 +151,7 @@ def _one_distance(expected: NDArray[Any], found: NDArray[Any]) -> float:
 def main() -> None:
     """Print the proof for the graph that the arguments name; an error is one line and exit code 1."""
     path, size, example = Path(sys.argv[1]), int(sys.argv[2]), [Path(name) for name in sys.argv[3:]]
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    limit = mapped + ROOM + COPIES * size
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    limit_memory(resource.RLIMIT_AS, size)
     try:
         print(examine(path, example[0] if example else None).model_dump_json())
     except NoInputsError as error:

@@ -55,23 +55,6 @@ def import_checkpoint(
         path = (
             download(source, offline=offline) if source.startswith(SCHEME) else require_source(Path(source))
         )
-        if detect_format(path) == "onnx":
-            _refuse_for_graphs(precision=precision)
-            asked = ExportOptions(
-                given,
-                path,
-                max_length=max_length,
-                repository=repository,
-                force=force,
-                chat_template=chat_template,
-            )
-            _import_graph(asked, example)
-            return
-        if is_encoder(path):
-            _refuse_for_graphs(precision=precision, chat_template=chat_template)
-            run_embedder("import", EmbedderOptions(given, path, None, max_length, repository, force))
-            return
-        _refuse_example(path, example)
         options = ExportOptions(
             model=given,
             source=path,
@@ -81,6 +64,15 @@ def import_checkpoint(
             force=force,
             chat_template=chat_template,
         )
+        if detect_format(path) == "onnx":
+            _refuse_for_graphs(precision=precision)
+            _import_graph(options, example)
+            return
+        if is_encoder(path):
+            _refuse_for_graphs(precision=precision, chat_template=chat_template)
+            run_embedder("import", EmbedderOptions(given, path, None, max_length, repository, force))
+            return
+        _refuse_example(path, example)
         with StageReporter() as reporter:
             outcome = export_model(options, reporter.enter)
         print_outcome(options, outcome)

@@ -1,4 +1,4 @@
-"""Triton's side of the engine: requests in, responses out; everything else is in the modules beside."""
+"""Triton's side of the engine: requests in, responses out; everything else is in the rooms beside."""
 
 import json
 import os
