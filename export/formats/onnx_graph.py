@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, Message
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from export.errors import ExportError
@@ -58,8 +60,22 @@ def read_graph(path: Path) -> GraphFile:
         model = onnx.load(found, load_external_data=False)
     except DecodeError as error:
         raise ExportError(f"{found} is no whole ONNX model: fetch it again") from error
+    if not _is_text(model):
+        raise ExportError(f"{found} has names that are not UTF-8, so it is damaged: fetch it again")
     locations = sorted({_location(tensor) for tensor in tensors_in(model) if tensor.external_data})
     return GraphFile(found, model, tuple(_beside(found, location) for location in locations))
+
+
+def _is_text(message: Message) -> bool:
+    """Whether all strings in `message` are UTF-8; protobuf gives those that aren't back as bytes."""
+    return all(_holds_text(field, value) for field, value in message.ListFields())
+
+
+def _holds_text(field: FieldDescriptor, value: Any) -> bool:
+    if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+        return True
+    values = value if field.is_repeated else (value,)
+    return all(_is_text(one) if isinstance(one, Message) else isinstance(one, str) for one in values)
 
 
 def tensors_in(model: ModelProto) -> Iterator[TensorProto]:

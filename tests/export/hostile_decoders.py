@@ -146,6 +146,11 @@ def cut_graph(directory: Path) -> None:
     (directory / GRAPH).write_bytes((directory / GRAPH).read_bytes()[:1000])
 
 
+def bytes_for_names(directory: Path) -> None:
+    path = directory / "decoder.onnx"
+    path.write_bytes(path.read_bytes().replace(KEY.encode(), b"\xff" * len(KEY)))
+
+
 def linked(directory: Path) -> None:
     path = directory / "decoder.onnx.data"
     path.rename(directory.parent / "secret.bin")
@@ -223,6 +228,7 @@ DECODERS: dict[str, tuple[Damage, str]] = {
     "a crowd": (graph(crowd), "differs from ONNX Runtime without optimisations .*ragged batch"),
     "cut weights": (cut, "can't be run as a decoder"),
     "cut graph": (cut_graph, "decoder.onnx is no whole ONNX model"),
+    "bytes for names": (bytes_for_names, "decoder.onnx has names that are not UTF-8"),
     "linked weights": (linked, "is a link out of the graph's directory"),
 }
 

@@ -37,6 +37,13 @@ def cut(share: float) -> Writer:
     return write
 
 
+def bytes_for_a_name(directory: Path) -> Path:
+    """Names the file of its weights in no encoding: protobuf gives such a string back as bytes."""
+    path = external("w.bin")(directory)
+    path.write_bytes(path.read_bytes().replace(b"w.bin", b"w\xffbin"))
+    return path
+
+
 def huge_result(directory: Path) -> Path:
     """Asks for a tensor of 4 TB."""
     nodes = [
@@ -108,6 +115,7 @@ GRAPHS: dict[str, tuple[Writer, str]] = {
     "the report": (external("comparison.json"), "must be in a file of their own beside it"),
     "itself": (external("x.onnx"), "must be in a file of their own beside it"),
     "memory": (external("*/_ORT_MEM_ADDR_/*", offset=4096), "must be in a file of their own beside it"),
+    "bytes for a name": (bytes_for_a_name, "has names that are not UTF-8"),
     "gone": (external("gone.bin"), "is missing, though x.onnx has weights in it"),
     "beyond the end": (external("w.bin", offset=8), "the graph can't be run: .*(out of bounds|External)"),
     "too long": (external("w.bin", length=1 << 40), "the graph can't be run: .*size mismatch"),
