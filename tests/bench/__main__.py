@@ -1,29 +1,33 @@
 """`make bench`: Trident beside its peers, in turns in one run, on the same weights and bit widths.
 
 The engine in this process, the same graph in a bare ONNX Runtime session, llama.cpp, onnxruntime-genai and
-transformers do the same work (workload.py). Only the ratios mean anything. The models are the default chat
-model and a LLaMA of 32 M random weights.
+transformers do the same work (workload.py). One stream stands beside the memory as well, which is read as
+often as its weights must be. Only the ratios mean anything. The models are the default chat model and a LLaMA
+of 32 M random weights.
 """
 
 import argparse
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from backends.causal_lm.engine import Engine
 from tests.bench.bare_session import BareSession
 from tests.bench.engine import engine_rate, start_engine
+from tests.bench.goals import BARE, MEMORY, goal_beside
 from tests.bench.history import print_changes, read_rows
 from tests.bench.measure import Row, compare, in_turns, print_table, write_results
+from tests.bench.memory_limit import MemoryLimit
 from tests.bench.peers import open_peers, say_missing
 from tests.bench.weights import NAMES, RefusedError, Weights
 from tests.bench.workload import Workload
 
 RESULTS = Path(__file__).parent / "results" / "latest.json"
-BARE, BARE_GOAL = "bare session", 0.9
-ALONE_GOAL, TOGETHER_GOAL = 1.1, 1.5  # one stream or a prompt; several streams
-EIGHT_STREAMS_GOAL = {"transformers fp32": 3.0}
+ENGINE = "engine"
+
+Rate = Callable[[Workload], float]
 
 
 def main() -> None:
@@ -68,46 +72,45 @@ def workloads(arguments: argparse.Namespace) -> list[Workload]:
 def bench(weights: Weights, precision: str, each: list[Workload], rounds: int) -> list[Row]:
     """All rows of one model and precision."""
     version, slots = weights.installed(precision), max(workload.streams for workload in each)
+    with open_ours(version, slots) as ours:
+        return [row for one in each for row in _rows(weights, precision, one, ours, rounds)]
+
+
+@contextmanager
+def open_ours(version: Path, slots: int) -> Iterator[Mapping[str, Rate]]:
+    """The engine and its limits: what its graph costs in a bare session, and its weights in memory."""
     engine, bare = start_engine(version, slots), BareSession(version, slots)
+    memory = MemoryLimit(version / bare.manifest.graph)
     try:
-        return [row for one in each for row in _rows(weights, precision, one, engine, bare, rounds)]
+        yield {ENGINE: partial(engine_rate, engine), BARE: bare.rate, MEMORY: memory.rate}
     finally:
+        memory.close()
         engine.close()
 
 
 def _rows(
-    weights: Weights, precision: str, workload: Workload, engine: Engine, bare: BareSession, rounds: int
+    weights: Weights, precision: str, workload: Workload, ours: Mapping[str, Rate], rounds: int
 ) -> list[Row]:
     """The engine against everyone at one workload."""
     name = f"{weights.model} {precision}, {workload.name}"
     Console(stderr=True).print(f"{name} …")
     with open_peers(weights, precision, workload) as peers:
-        contenders = {
-            "engine": partial(engine_rate, engine, workload),
-            BARE: partial(bare.rate, workload),
-            **{peer.name: partial(peer.rate, workload) for peer in peers},
-        }
-        figures = in_turns(contenders, rounds)
-    ours = figures.pop("engine")
+        rates = {**ours, **{peer.name: peer.rate for peer in peers}}
+        if workload.streams > 1 or workload.is_prefill:
+            del rates[MEMORY]
+        figures = in_turns({who: partial(rate, workload) for who, rate in rates.items()}, rounds)
+    engine = figures.pop(ENGINE)
     return [
         compare(
             name,
-            ours=ours,
+            ours=engine,
             peer=theirs,
             peer_name=peer,
-            goal=goal_beside(peer, workload.streams),
+            goal=goal_beside(peer, workload.streams, precision),
             streams=workload.streams,
         )
         for peer, theirs in figures.items()
     ]
-
-
-def goal_beside(peer: str, streams: int) -> float:
-    """The ratio to reach beside `peer` with so many streams."""
-    if peer == BARE:
-        return BARE_GOAL
-    together = EIGHT_STREAMS_GOAL.get(peer, TOGETHER_GOAL) if streams == 8 else TOGETHER_GOAL
-    return together if streams > 1 else ALONE_GOAL
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: median tokens/s of both, the median of the paired ratios, and its goal."""
+    """One comparison: median tokens/s of both, the median of the paired ratios, and its goal if any."""
 
     name: str
     ours: float
     peer: float
     peer_name: str
     ratio: float
-    goal: float
+    goal: float | None
     met: bool
     spread: str
     streams: int = 1
@@ -50,7 +50,7 @@ def compare(
     ours: Sequence[float],
     peer: Sequence[float],
     peer_name: str,
-    goal: float,
+    goal: float | None,
     streams: int = 1,
 ) -> Row:
     """The row for figures of both sides taken in the same rounds."""
@@ -63,7 +63,7 @@ def compare(
         peer_name=peer_name,
         ratio=round(ratio, 3),
         goal=goal,
-        met=ratio >= goal,
+        met=goal is None or ratio >= goal,
         spread=f"{min(ratios):.2f}-{max(ratios):.2f}",
         streams=streams,
     )
@@ -110,9 +110,9 @@ def print_table(rows: Sequence[Row]) -> None:
         title="Trident, measured in turns",
     )
     for row in rows:
-        mark = "met" if row.met else "missed"
+        goal = "" if row.goal is None else f"{row.goal:g} {'met' if row.met else 'missed'}"
         table.add_row(
             row.name, f"{row.ours:.1f}", f"{row.peer:.1f}", row.peer_name,
-            f"{row.ratio:.2f}", row.spread, f"{row.goal:g} {mark}",
+            f"{row.ratio:.2f}", row.spread, goal,
         )  # fmt: skip
     Console(width=120).print(table)

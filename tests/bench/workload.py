@@ -15,9 +15,13 @@ class Workload:
     new_tokens: int
 
     @property
+    def is_prefill(self) -> bool:
+        return self.new_tokens == 1
+
+    @property
     def name(self) -> str:
         """How a row calls it."""
-        if self.new_tokens == 1:
+        if self.is_prefill:
             return f"prefill of {self.prompt_tokens}"
         prompt = f", prompts of {self.prompt_tokens}" if self.prompt_tokens > 32 else ""
         return f"{self.streams} stream{'s' * (self.streams > 1)}{prompt}"
@@ -25,7 +29,7 @@ class Workload:
     @property
     def tokens(self) -> int:
         """What a rate counts: the new tokens, of a prefill those of the prompts."""
-        return self.streams * (self.prompt_tokens if self.new_tokens == 1 else self.new_tokens)
+        return self.streams * (self.prompt_tokens if self.is_prefill else self.new_tokens)
 
     def prompts(self, vocab_size: int) -> NDArray[np.int64]:
         """Token ids (streams, prompt_tokens), the same at every call."""
