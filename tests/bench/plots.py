@@ -14,7 +14,12 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     """Draw what has been measured; a file that is missing is left out."""
-    drawings = {"latest.json": throughput, "serving.json": latency, "position.json": position}
+    drawings = {
+        "latest.json": throughput,
+        "serving.json": latency,
+        "position.json": position,
+        "sessions.json": chats,
+    }
     for name, draw in drawings.items():
         if (RESULTS / name).exists():
             draw(json.loads((RESULTS / name).read_text()))
@@ -58,11 +63,25 @@ def position(results: dict) -> None:
             _draw(name, series, "tokens in the chat", unit)
 
 
-def _draw(name: str, series: dict[str, dict[int, float]], across: str, up: str) -> None:
+def chats(results: dict) -> None:
+    """Megabytes that parked chats take, of retention whatever their length, of attention by it."""
+    series = defaultdict(dict)
+    for row in results["memory"]:
+        for number in (10**power for power in range(5)):
+            series["retention, any length"][number] = number * row["retention"] / 2**20
+            series[f"attention, {row['tokens']:,} tokens each"][number] = number * row["attention"] / 2**20
+    _draw("memory-chats", series, "parked chats", "MiB", scale="log")
+
+
+def _draw(
+    name: str, series: dict[str, dict[int, float]], across: str, up: str, scale: str = "linear"
+) -> None:
     figure, axes = pyplot.subplots(figsize=(7, 4.5))
     for label, points in series.items():
         axes.plot(*zip(*sorted(points.items()), strict=True), marker="o", label=label)
-    axes.set(xlabel=across, ylabel=up, title=name, ylim=(0, None))
+    axes.set(xlabel=across, ylabel=up, title=name, xscale=scale, yscale=scale)
+    if scale == "linear":
+        axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
     path = RESULTS / f"{name.replace(' ', '-')}.svg"
