@@ -9,6 +9,7 @@ from backends.causal_lm.loading import load_engine
 from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.requests.request import GenerationRequest, Output
 from backends.causal_lm.settings import EngineSettings
+from tests.bench.http_client import Answer
 from tests.bench.workload import Workload
 
 
@@ -31,6 +32,18 @@ class Waiting:
         return False
 
 
+class Arrivals(Waiting):
+    """A sink that notes when tokens came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times: list[float] = []
+
+    def send(self, output: Output, final: bool) -> None:
+        self.times.append(time.perf_counter())
+        super().send(output, final)
+
+
 def newest_version(directory: Path) -> Path:
     """The version directory that a server would take."""
     return max(directory.glob("[0-9]*"), key=lambda path: int(path.name))
@@ -47,8 +60,8 @@ def start_engine(version: Path, slots: int) -> Engine:
     return load_engine(version, settings, MemoryMetrics())
 
 
-def engine_rate(engine: Engine, workload: Workload) -> float:
-    """Tokens per second of the whole workload, prompts included."""
+def engine_rate(engine: Engine, workload: Workload, kept: list[Answer] | None = None) -> float:
+    """Tokens per second of the whole workload, prompts included; `kept` is told when they came."""
     values = {
         "max_tokens": workload.new_tokens,
         "min_tokens": workload.new_tokens,
@@ -60,7 +73,7 @@ def engine_rate(engine: Engine, workload: Workload) -> float:
         GenerationRequest.from_values(f"bench-{row}", {**values, "input_ids": prompt}, engine.manifest)
         for row, prompt in enumerate(workload.prompts(engine.manifest.vocab_size))
     ]
-    sinks = [Waiting() for _ in requests]
+    sinks = [Arrivals() for _ in requests]
     start = time.perf_counter()
     for request, sink in zip(requests, sinks, strict=True):
         engine.submit(request, sink)
@@ -68,4 +81,7 @@ def engine_rate(engine: Engine, workload: Workload) -> float:
         sink.ended.wait()
         if sink.error:
             raise RuntimeError(sink.error)
-    return workload.tokens / (time.perf_counter() - start)
+    duration = time.perf_counter() - start
+    if kept is not None:
+        kept += [Answer(start, tuple(sink.times), workload.new_tokens) for sink in sinks]
+    return workload.tokens / duration
