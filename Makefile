@@ -79,6 +79,18 @@ bench-serving: setup ## the whole stack over HTTP beside llama.cpp's own server
 bench-plots: peers ## draw what the benches have measured, as SVG in tests/bench/results
 	@exec .peers/bin/python tests/bench/plots.py
 
+.PHONY: bench-targets
+bench-targets: setup ## every target beside what the benches have measured, met or not
+	@exec $(BIN)/python -m tests.bench.targets
+
+.PHONY: bench-export
+bench-export: setup ## time and memory from the packaged GGUF to a model installed and compared
+	@exec $(BIN)/python -m tests.bench.export_cost $(ARGS)
+
+.PHONY: bench-start
+bench-start: setup ## seconds from `make serve` to the first token
+	@exec $(BIN)/python -m tests.bench.start $(ARGS)
+
 .PHONY: peers
 peers: .peers/.ready ## build the peers' environment, .peers, for `make bench`
 
