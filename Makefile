@@ -75,6 +75,10 @@ bench: setup ## the engine beside llama.cpp, onnxruntime-genai and transformers 
 bench-serving: setup ## the whole stack over HTTP beside llama.cpp's own server
 	@exec $(BIN)/python -m tests.bench.serving $(ARGS)
 
+.PHONY: bench-gateway
+bench-gateway: setup ## requests a second through the gateway alone, on two cores (needs wrk)
+	@exec $(BIN)/python -m tests.bench.gateway $(ARGS)
+
 .PHONY: bench-plots
 bench-plots: peers ## draw what the benches have measured, as SVG in tests/bench/results
 	@exec .peers/bin/python tests/bench/plots.py

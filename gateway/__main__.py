@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import uvicorn
 import uvloop
@@ -18,12 +18,18 @@ from client.triton import AsyncTritonClient
 from gateway import logs
 from gateway.app import create_app
 from gateway.settings import PREFIX, Settings, unknown_variables
+from gateway.transport import Transport
 
 _SHUTDOWN_GRACE_S = 5
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until told to stop; returns 2 when the settings are wrong, with the reason on stderr."""
+def main(
+    arguments: Sequence[str] | None = None, connect: Callable[[str], Transport] = AsyncTritonClient
+) -> int:
+    """Run until told to stop; returns 2 when the settings are wrong, with the reason on stderr.
+
+    `connect` makes the transport to the `url` of the settings, within the event loop.
+    """
     given = {
         name: value for name, value in vars(_parser().parse_args(arguments)).items() if value is not None
     }
@@ -38,14 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     logs.configure(settings.log_level)
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings))
+        runner.run(serve(settings, connect))
     return 0
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, connect: Callable[[str], Transport]) -> None:
     """Serve with these settings until SIGINT or SIGTERM."""
     config = uvicorn.Config(
-        create_app(settings, AsyncTritonClient(settings.url)),
+        create_app(settings, connect(settings.url)),
         host=settings.host,
         port=settings.port,
         log_config=None,

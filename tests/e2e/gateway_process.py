@@ -21,9 +21,9 @@ class RunningGateway:
 
 
 @contextmanager
-def running_gateway(port: int, triton_grpc: str) -> Iterator[RunningGateway]:
+def running_gateway(port: int, triton_grpc: str, module: str = "gateway") -> Iterator[RunningGateway]:
     """Serves Triton at `triton_grpc` on a loopback port until the block ends."""
-    command = [sys.executable, "-m", "gateway", "--port", str(port), "--url", triton_grpc]
+    command = [sys.executable, "-m", module, "--port", str(port), "--url", triton_grpc]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     gateway = RunningGateway(f"http://127.0.0.1:{port}", process.pid)
     try:
