@@ -11,13 +11,17 @@ from tests.bench.workload import Workload
 
 
 def graph(path: Path, *, tied: bool) -> Path:
-    """An embedding of 8 × 4, a layer of 4 × 4 and a head of 4 × 8 floats, which may be the embedding."""
+    """An embedding of 8 × 4, a layer of 4 × 4 and a head of 4 × 8 floats, which may be the embedding.
+
+    Its attention stands for all that look rows up in a rotation.
+    """
     nodes = [
         helper.make_node("Gather", ["table", "ids"], ["x"]),
-        helper.make_node("MatMul", ["x", "layer"], ["y"]),
+        helper.make_node("GroupQueryAttention", ["x", "rotation"], ["turned"], domain="com.microsoft"),
+        helper.make_node("MatMul", ["turned", "layer"], ["y"]),
         helper.make_node("Gemm", ["y", "table" if tied else "head"], ["logits"], transB=1),
     ]
-    shapes = {"table": (8, 4), "layer": (4, 4)} | ({} if tied else {"head": (8, 4)})
+    shapes = {"table": (8, 4), "rotation": (99, 2), "layer": (4, 4)} | ({} if tied else {"head": (8, 4)})
     weights = [
         helper.make_tensor(name, TensorProto.FLOAT, shape, b"\0" * 4 * shape[0] * shape[1], raw=True)
         for name, shape in shapes.items()

@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,7 @@ def test_each_workload_is_judged_beside_its_own_best_peer():
         row("genai", 1.0, "toy int8, 16 streams"),
         row("llama.cpp", 2.0, "toy int8, 16 streams", 1.5),
         row("llama.cpp", 1.0, "toy int8, prefill of 128"),
+        row(BARE, 1.0, "toy int8, 8 streams"),  # no peer is here
     )
     alone = verdicts.beside_best_peer(("1 stream",), results)
     assert list(alone) == [Verdict("toy int8, 1 stream", "1.20 × llama.cpp (1.20-1.20)", "≥ 1.1", True)]
@@ -170,3 +172,13 @@ def test_figures_come_with_their_time_and_machine_and_are_counted(tmp_path):
     assert re.fullmatch(r"\d\d \w{3} \d\d:\d\d", late.when)
     missing = judged(target("export.json"), tmp_path)
     assert summary([late, missing]) == "0 met, 1 missed; not measured: 1 of 2 targets\nZ80, 2 cores"
+
+
+@pytest.mark.parametrize("each", TARGETS, ids=lambda each: each.what)
+def test_the_command_of_each_target_is_there(each):
+    kind, name = each.command.split()[:2]
+    if kind == "make":
+        makefile = Path(__file__).parents[2] / "Makefile"
+        assert re.search(rf"^{name}:", makefile.read_text(), re.MULTILINE)
+    else:
+        assert (Path(__file__).parent / f"{each.command.rpartition('.')[2]}.py").exists()
