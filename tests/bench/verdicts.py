@@ -76,14 +76,13 @@ def second_turn(results: Results) -> Iterator[Verdict]:
 
 def late_token(results: Results) -> Iterator[Verdict]:
     """A token at the last position beside one at the first."""
-    for model in dict.fromkeys(timing["model"] for timing in results["timings"]):
-        timings = [timing for timing in results["timings"] if timing["model"] == model]
-        first, last = (choose(timings, key=lambda timing: timing["position"]) for choose in (min, max))
-        ratio = last["median"] / first["median"]
-        late, early = (f"{each['median']:.2f} ({_range(each['quartiles'], '.2f')})" for each in (last, first))
-        subject = f"{model}, at {last['position']:,} / at {first['position']:,}"
-        goal = (f"≤ {POSITION_GOAL:g}", ratio <= POSITION_GOAL) if model == "retention" else ()
-        yield Verdict(subject, f"{ratio:.2f} ×, {late} beside {early} ms", *goal)
+    first, last = (choose(timing["position"] for timing in results["timings"]) for choose in (min, max))
+    for timing in results["timings"]:
+        if timing["position"] == last:
+            ratio = timing["ratio"]
+            measured = f"{ratio:.2f} × ({_range(timing['spread'])}), {timing['median']:.2f} ms"
+            goal = (f"≤ {POSITION_GOAL:g}", ratio <= POSITION_GOAL) if timing["model"] == "retention" else ()
+            yield Verdict(f"{timing['model']}, at {last:,} / at {first:,}", measured, *goal)
 
 
 def parked_chats(results: Results) -> Iterator[Verdict]:
@@ -199,5 +198,5 @@ def _felt(results: Results) -> dict[tuple[str, str], dict[str, list[float]]]:
     return {(each["name"], each["who"]): each["latency"] for each in results["latencies"]}
 
 
-def _range(values: Sequence[float], form: str = ",") -> str:
-    return "-".join(dict.fromkeys(format(end(values), form) for end in (min, max)))
+def _range(values: Sequence[float]) -> str:
+    return "-".join(dict.fromkeys(f"{end(values):,}" for end in (min, max)))
