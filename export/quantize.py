@@ -20,9 +20,9 @@ from export.onnx_files import load_graph, save_graph
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 BITS: dict[str, int] = {"int8": 8, "int4": 4}
-# The block is also the step in which activations are rounded, so that a small one matters in int8 as well: on
-# SmolLM2 in int8 perplexity rises by 0.4 % with 32, by 0.7 % with 128.
-DEFAULT_BLOCK = 32
+# Input channels that share a scale: the most for which a row's bits don't depend on the batch it is computed in
+# (docs/adr/005).
+BLOCKS: dict[int, int] = {8: 64, 4: 32}
 HEAD, HEAD_BITS = "head", 8
 CONTRIB = "com.microsoft"
 ACCURACY_LEVEL = 4  # activations to int8 by blocks: the kernels that make quantization fast
@@ -33,15 +33,15 @@ REFUSALS: dict[str, str] = {
 
 
 def quantize_graph(
-    path_in: Path, path_out: Path, precision: Precision, block_size: int = DEFAULT_BLOCK
+    path_in: Path, path_out: Path, precision: Precision, block_size: int | None = None
 ) -> Path:
     """Write the graph in `path_in` to `path_out` with its weights in `precision`; returns `path_out`.
 
-    `block_size` is how many input channels share a scale; a matrix that it doesn't divide takes a half of it,
-    a quarter, and so on down to 16. Raises ValueError for a precision or block size that can't be had.
+    `block_size` is how many input channels share a scale, without one what BLOCKS says; a matrix that it
+    doesn't divide takes a half of it, a quarter, and so on down to 16. Raises ValueError for a precision or block size that can't be had.
     """
     bits = _bits(precision)
-    if block_size < 16 or block_size & (block_size - 1):
+    if block_size is not None and (block_size < 16 or block_size & (block_size - 1)):
         raise ValueError(
             f"block size {block_size} was given; allowed: powers of two from 16, such as 32 or 128"
         )
@@ -62,7 +62,7 @@ def _bits(precision: str) -> int:
     return BITS[precision]
 
 
-def _for_onnxruntime(graph: ir.Graph, node: ir.Node, bits: int, block_size: int) -> None:
+def _for_onnxruntime(graph: ir.Graph, node: ir.Node, bits: int, block_size: int | None) -> None:
     """MatMul and Gemm to MatMulNBits, MoE to QMoE."""
     if node.op_type == "MoE":
         _to_qmoe(graph, node, bits, block_size)
@@ -80,10 +80,10 @@ def _weight_of(node: ir.Node) -> NDArray[Any] | None:
 
 
 def _to_matmul_nbits(
-    graph: ir.Graph, node: ir.Node, weight: NDArray[Any], bits: int, block_size: int
+    graph: ir.Graph, node: ir.Node, weight: NDArray[Any], bits: int, block_size: int | None
 ) -> None:
     (N, K), bits = weight.shape, HEAD_BITS if _module(node) == HEAD else bits
-    x, name, block = node.inputs[0], f"{_module(node)}.weight", fitting_block(K, block_size)
+    x, name, block = node.inputs[0], f"{_module(node)}.weight", fitting_block(K, block_size or BLOCKS[bits])
     zeros = None
     if bits == 4:
         grid = grid_of(weight, block)
@@ -131,10 +131,10 @@ def _shared(graph: ir.Graph, name: str, values: NDArray[Any]) -> ir.Value:
     return graph.initializers[name] if name in graph.initializers else _constant(graph, name, values)
 
 
-def _to_qmoe(graph: ir.Graph, node: ir.Node, bits: int, block_size: int) -> None:
+def _to_qmoe(graph: ir.Graph, node: ir.Node, bits: int, block_size: int | None) -> None:
     x, router, gate_up, _, down = node.inputs
     weights = {_name(value): _numpy(value) for value in (gate_up, down)}
-    block = min(fitting_block(weight.shape[-1], block_size) for weight in weights.values())
+    block = min(fitting_block(weight.shape[-1], block_size or BLOCKS[bits]) for weight in weights.values())
     inputs = [x, router]
     for name, weight in weights.items():
         q, scales = quantize_blocks(weight, bits=bits, block_size=block)
@@ -157,13 +157,13 @@ def _turn_into(
     node.attributes.update({attribute.name: attribute for attribute in attributes})
 
 
-def _for_tensorrt(graph: ir.Graph, node: ir.Node, bits: int, block_size: int) -> None:
+def _for_tensorrt(graph: ir.Graph, node: ir.Node, bits: int, block_size: int | None) -> None:
     """A DequantizeLinear before each constant matrix, which TensorRT folds into its own kernels."""
     weight = _weight_of(node)
     if weight is None:
         return
     bits = HEAD_BITS if _module(node) == HEAD else bits
-    block = fitting_block(weight.shape[-1], block_size)
+    block = fitting_block(weight.shape[-1], block_size or BLOCKS[bits])
     q, scales = quantize_blocks(weight, bits=bits, block_size=block)
     flat = q.reshape(weight.shape)  # a block that divides K needs no padding
     if is_by_columns := node.op_type == "MatMul":

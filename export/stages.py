@@ -15,7 +15,7 @@ from export.graph import graph_from_decoder
 from export.graph_session import GraphSession, input_dtypes
 from export.manifest import Manifest, StateTensor, write_manifest
 from export.pipeline import Job, Outcome, Progress
-from export.quantize import quantize_graph
+from export.quantize import BITS, BLOCKS, quantize_graph
 from export.repository import install
 from export.smoothing import on_grids, smooth
 from export.stamps import library_stamps
@@ -34,10 +34,6 @@ PLAN: Literal["model.plan"] = "model.plan"
 MANIFEST = "manifest.json"
 FLOAT_BYTES = 4
 DISK_FACTOR = 3  # the float32 graph, the quantized one, and room for what others write
-
-# Input channels that share a scale. On SmolLM2 in int8: perplexity +0.4 %, with 128 it is +0.7 %; a decode
-# step of one row takes 2 % longer, of eight rows 14 %.
-BLOCK_SIZE = 32
 
 # A plan's cache is one static buffer per slot: without --max-length it is no longer than this.
 PLAN_LENGTH = 2048
@@ -117,13 +113,13 @@ def build_graph(draft: Draft, dtype: Dtype, progress: Progress) -> None:
     whole = draft.engine.with_name("whole") / GRAPH
     # A plan's grids have no offsets, so there is nothing to spare.
     has_offsets = precision == "int4" and lowering == "onnxruntime"
-    spared = on_grids(draft.model.decoder, BLOCK_SIZE) if has_offsets else frozenset[str]()
+    spared = on_grids(draft.model.decoder, BLOCKS[BITS[precision]]) if has_offsets else frozenset[str]()
     smoothed = smooth(draft.model.decoder, draft.model.tokenizer.tokenizer, spared)
     graph_from_decoder(smoothed, whole, lowering=lowering, dtype=dtype, extra_outputs=draft.figures)
     del smoothed  # half a gigabyte for a model of 135 M
     return_freed_memory()
     progress("quantize", precision)
-    quantize_graph(whole, path, precision, BLOCK_SIZE)
+    quantize_graph(whole, path, precision)
     shutil.rmtree(whole.parent)
 
 

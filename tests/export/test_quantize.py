@@ -153,10 +153,11 @@ def test_weights_on_grids_with_offsets_lose_nothing_but_what_their_activations_l
     assert len(sums) == 4 * decoder.config.num_layers  # shared by query, key and value; by gate and up
 
 
-def test_a_row_has_the_same_bits_alone_and_in_a_crowd(decoders, tmp_path):
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_row_has_the_same_bits_alone_and_in_a_crowd(decoders, tmp_path, precision):
     decoder = on_offset_grids(decoders["attention"])
     whole = graph_from_decoder(decoder, tmp_path / "whole.onnx", lowering="onnxruntime")
-    path = quantize_graph(whole, tmp_path / "q.onnx", "int4", 32)
+    path = quantize_graph(whole, tmp_path / "q.onnx", precision)
     session = GraphSession(path, decoder.state_specs(), is_fused=True, threads=1)
     tokens = np.random.default_rng(2).integers(0, 97, 9)
     together = session.decode(session.slots(9), tokens, np.zeros(9, np.int64))
