@@ -5,12 +5,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import transformers
-
 from export.sources import find_source
 from tests.bench.gguf_files import BLOCK_TYPES, gguf_from_gguf, gguf_from_llama
 from tests.bench.reference import llama_directory
-from training.checkpoint import atomic_directory
+from tests.export.three_doors import directory_from_gguf
 
 HERE = Path(__file__).parent
 MODELS = HERE / "models"
@@ -69,11 +67,4 @@ class Weights:
     def huggingface(self) -> Path:
         """A Hugging Face directory in float32."""
         source = self.source()
-        directory = source if source.is_dir() else MODELS / f"{self.model}-huggingface"
-        if not directory.is_dir():
-            file = {"gguf_file": source.name}
-            with atomic_directory(directory) as fresh:
-                model = transformers.AutoModelForCausalLM.from_pretrained(source.parent, **file)
-                model.save_pretrained(fresh)
-                transformers.AutoTokenizer.from_pretrained(source.parent, **file).save_pretrained(fresh)
-        return directory
+        return source if source.is_dir() else directory_from_gguf(source, MODELS / f"{self.model}-directory")
