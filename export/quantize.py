@@ -20,8 +20,8 @@ from export.onnx_files import load_graph, save_graph
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 BITS: dict[str, int] = {"int8": 8, "int4": 4}
-# Input channels that share a scale: the most for which a row's bits don't depend on the batch it is computed in
-# (docs/adr/005).
+# Input channels that share a scale: the most for which a row's bits don't depend on the batch that it is
+# computed in (docs/adr/005).
 BLOCKS: dict[int, int] = {8: 64, 4: 32}
 HEAD, HEAD_BITS = "head", 8
 CONTRIB = "com.microsoft"
@@ -38,7 +38,8 @@ def quantize_graph(
     """Write the graph in `path_in` to `path_out` with its weights in `precision`; returns `path_out`.
 
     `block_size` is how many input channels share a scale, without one what BLOCKS says; a matrix that it
-    doesn't divide takes a half of it, a quarter, and so on down to 16. Raises ValueError for a precision or block size that can't be had.
+    doesn't divide takes a half of it, a quarter, and so on down to 16. Raises ValueError for a precision or
+    block size that can't be had.
     """
     bits = _bits(precision)
     if block_size is not None and (block_size < 16 or block_size & (block_size - 1)):
