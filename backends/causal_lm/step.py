@@ -1,6 +1,7 @@
 """One step of the engine: prompt chunks within a budget, then a token for every running sequence."""
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 
@@ -51,6 +52,7 @@ class Stepper:
         self._runner, self._scheduler, self._endings = runner, scheduler, endings
         self._recall = recall
         self._changed, self._metrics, self._clock = changed, metrics, clock
+        self._cores = len(os.sched_getaffinity(0))
         self._speculation = Speculation(runner, settings, metrics, clock)
         # Apart, for a prompt that works does not excuse the decoding.
         self._failures = {"prefill": 0, "decode": 0, "verify": 0}
@@ -202,7 +204,7 @@ class Stepper:
 
     def _send_due(self, sequence: Sequence) -> None:
         now = self._clock()
-        if sequence.has_message(now, message_interval(len(self._scheduler.running))):
+        if sequence.has_message(now, message_interval(len(self._scheduler.running), self._cores)):
             sequence.sink.send(sequence.message(now), False)
 
     def _failed(self, kind: str, sequences: list[Sequence], error: Exception) -> None:

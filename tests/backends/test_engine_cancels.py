@@ -68,7 +68,7 @@ def test_a_cancel_that_overtakes_its_request_still_hits_it(harness: Harness, dir
 def test_two_hundred_random_cancels_leave_nothing_and_the_slots_serve_again(
     harness: Harness, directory: Path
 ) -> None:
-    engine, rng = harness.start(directory, slots=8, queue_size=200), random.Random(2)
+    engine, rng = harness.start(directory, slots=4, queue_size=200), random.Random(2)  # a message each step
     expected = ask(engine, PROMPT, max_tokens=20, temperature=1.0, seed=8).wait().text
 
     def cancelling(name: str, after: int) -> RecordingSink:

@@ -11,7 +11,7 @@ _LONGEST_PART = 3  # an unfinished UTF-8 character has at most three bytes
 class Detokenizer:
     """Decodes one sequence incrementally; the pieces joined are the decoding of the whole.
 
-    A window of tokens is decoded again with each new one, behind the tokens before it, because a decoder
+    A window of tokens is decoded again with each that comes, behind the tokens before it, because a decoder
     may treat the first token apart (a leading space). It closes when its text ends in a whole character.
     Special tokens are not shown.
     """
@@ -23,9 +23,9 @@ class Detokenizer:
         self._window: list[int] = []
         self._given = 0
 
-    def push(self, token: int) -> str:
-        """The text that `token` completes, often empty."""
-        self._window.append(token)
+    def push(self, *tokens: int) -> str:
+        """The text that `tokens` complete, sometimes empty."""
+        self._window += tokens
         text = self._text()
         held = len(text) - len(text.rstrip(_REPLACEMENT))
         piece = self._give(text, len(text) - min(held, _LONGEST_PART))
@@ -55,12 +55,18 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Cuts text before the first stop string to be complete; of those that end together, the longest."""
+    """Cuts text before the first stop string to be complete; of those that end together, the longest.
+
+    False where there are none.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
         self._longest = max(map(len, stops), default=0)
         self._held = ""
+
+    def __bool__(self) -> bool:
+        return bool(self._stops)
 
     def push(self, piece: str) -> tuple[str, str]:
         """The text that is safe to show, and the stop string that ended it or an empty string."""
