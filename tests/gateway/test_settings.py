@@ -1,19 +1,22 @@
+import http.client
 import json
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import closing
 
 import pytest
+import structlog
 from pydantic import ValidationError
 
 from gateway import logs
 from gateway.__main__ import main
 from gateway.settings import Settings, is_loopback
+from tests.ports import free_ports
 
 
 @pytest.fixture(autouse=True)
@@ -82,23 +85,40 @@ def restored_logging():
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:], root.level = handlers, level
+    structlog.reset_defaults()
 
 
-def test_the_process_serves_logs_json_and_ends_when_told():
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+@pytest.fixture
+def gateway():
+    """A gateway as a process, and its port."""
+    (port,) = free_ports(1)
     command = [sys.executable, "-m", "gateway", "--port", str(port), "--url", "127.0.0.1:9"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        status = wait_for_status(f"http://127.0.0.1:{port}/livez")
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=20)
-    finally:
-        process.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process, port
+        finally:
+            process.kill()
+
+
+def test_the_process_serves_logs_json_and_ends_when_told(gateway):
+    process, port = gateway
+    status = wait_for_status(f"http://127.0.0.1:{port}/livez")
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
     assert (status, process.returncode) == (200, 0)
     lines = [json.loads(line) for line in output.splitlines()]
     (request,) = [line for line in lines if line["event"] == "request"]
     assert (request["path"], request["level"], len(request["request_id"])) == ("/livez", "info", 32)
+
+
+def test_the_process_serves_on_when_nobody_reads_its_log(gateway):
+    process, port = gateway
+    wait_for_status(f"http://127.0.0.1:{port}/livez")
+    process.stdout.close()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=5)) as connection:
+        for _ in range(3):
+            connection.request("GET", "/livez")
+            assert connection.getresponse().read() == b'{"status":"alive"}'
 
 
 def wait_for_status(url):
