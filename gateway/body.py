@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-from fastapi import Request
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import ApiError, from_validation
 
 Model = TypeVar("Model", bound=BaseModel)
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 async def read_json(request: Request, model: type[Model], limit: int) -> Model:
@@ -42,14 +46,30 @@ def _too_large(limit: int) -> ApiError:
     return ApiError(413, f"The body is larger than the {limit} bytes allowed.", code="request_too_large")
 
 
-def documented(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the `openapi_extra` that describes a JSON body of `model`."""
+class BodyRoute(APIRoute):
+    """The route of an endpoint that takes the request as it is: there is nothing for FastAPI to resolve."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        """Return the endpoint as it is."""
+        return self.endpoint
+
+
+def add_post(app: FastAPI, path: str, endpoint: Endpoint, model: type[BaseModel]) -> None:
+    """Add an endpoint of OpenAI's API that reads a body of `model`, and describe the body."""
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    app.router.add_api_route(
+        path,
+        endpoint,
+        methods=["POST"],
+        tags=["OpenAI"],
+        openapi_extra={"requestBody": body},
+        route_class_override=BodyRoute,
+    )
 
 
 def schemas(*models: type[BaseModel]) -> dict[str, Any]:
-    """Return the OpenAPI components that `documented` refers to."""
+    """Return the OpenAPI components that bodies refer to."""
     components: dict[str, Any] = {}
     for model in models:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BeforeValidator, Field
 
 from client.embeddings import MAX_BATCH, Embeddings, Texts
 from client.wire import WireError
-from gateway.body import documented, read_json
+from gateway.body import add_post, read_json
 from gateway.errors import ApiError, from_wire, invalid
 from gateway.generation import unless_disconnected
 from gateway.metrics import Metrics
@@ -59,12 +59,9 @@ class EmbeddingRoutes:
     metrics: Metrics
     max_body_bytes: int
 
-    def router(self) -> APIRouter:
-        """Return the route."""
-        router = APIRouter(prefix="/v1", tags=["OpenAI"])
-        body = documented(EmbeddingRequest)
-        router.add_api_route("/embeddings", self.embeddings, methods=["POST"], openapi_extra=body)
-        return router
+    def install(self, app: FastAPI) -> None:
+        """Add the endpoint."""
+        add_post(app, "/v1/embeddings", self.embeddings, EmbeddingRequest)
 
     async def embeddings(self, request: Request) -> JSONResponse:
         """Make a vector of each text."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from typing import TypeVar
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -13,6 +13,28 @@ from client.wire import GenerateResponse
 
 T = TypeVar("T")
 Source = AsyncGenerator[GenerateResponse, None]
+
+
+class Choice:
+    """One generation as a stream of (0, response): as `Choices`, but without a task for each response."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._first: GenerateResponse | None = None
+
+    async def start(self) -> None:
+        """Wait until the generation has given its first response; raises its error."""
+        self._first = await anext(self._source, None)
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, GenerateResponse]]:
+        response = self._first
+        while response is not None:
+            yield 0, response
+            response = await anext(self._source, None)
+
+    async def close(self) -> None:
+        """Stop it in the engine if it still runs; waits until it is told."""
+        await self._source.aclose()
 
 
 class Choices:
@@ -57,21 +79,29 @@ class Choices:
         self._reads[asyncio.ensure_future(anext(self._sources[index], None))] = index
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+def side_by_side(sources: Sequence[Source]) -> Choice | Choices:
+    """Return the stream of these generations' responses."""
+    return Choice(sources[0]) if len(sources) == 1 else Choices(sources)
+
+
+async def unless_disconnected(receive: Receive, work: Awaitable[T]) -> T:
     """Return the work's result; when the client goes first, cancel the work and raise ClientDisconnect."""
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
-    finally:
+    working, gone = asyncio.current_task(), False
+    assert working is not None, "an endpoint runs in a task"
+
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = True
         working.cancel()
+
+    watching = asyncio.create_task(watch())
+    try:
+        return await work
+    except BaseException as error:
+        if gone and not working.uncancel():
+            raise ClientDisconnect from error
+        raise
+    finally:
         watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

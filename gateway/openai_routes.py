@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import structlog
-from fastapi import APIRouter, Request
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 
 from client.wire import WireError
-from gateway.body import documented, read_json
+from gateway.body import add_post, read_json
 from gateway.catalogue import Catalogue
 from gateway.errors import from_wire
 from gateway.generation import unless_disconnected
@@ -30,15 +30,12 @@ class OpenAI:
     max_body_bytes: int
     started: int
 
-    def router(self) -> APIRouter:
-        """Return the routes under /v1."""
-        router = APIRouter(prefix="/v1", tags=["OpenAI"])
-        chat, completion = documented(ChatRequest), documented(CompletionRequest)
-        router.add_api_route("/chat/completions", self.chat, methods=["POST"], openapi_extra=chat)
-        router.add_api_route("/completions", self.completions, methods=["POST"], openapi_extra=completion)
-        router.add_api_route("/models", self.models, methods=["GET"])
-        router.add_api_route("/models/{model:path}", self.model, methods=["GET"])
-        return router
+    def install(self, app: FastAPI) -> None:
+        """Add the endpoints under /v1."""
+        add_post(app, "/v1/chat/completions", self.chat, ChatRequest)
+        add_post(app, "/v1/completions", self.completions, CompletionRequest)
+        app.add_api_route("/v1/models", self.models, methods=["GET"], tags=["OpenAI"])
+        app.add_api_route("/v1/models/{model:path}", self.model, methods=["GET"], tags=["OpenAI"])
 
     async def chat(self, request: Request) -> Response:
         """Continue a conversation."""
@@ -82,10 +79,7 @@ class OpenAI:
         structlog.contextvars.bind_contextvars(completion_id=answer.id, model=body.model)
         run = Run(self.engine, body, answer)
         await self._require(body.model)
-        await unless_disconnected(request.receive, run.start())
         if body.stream:
+            await unless_disconnected(request.receive, run.start())
             return EventStream(run.events(), run.close)
-        try:
-            return JSONResponse(await unless_disconnected(request.receive, run.document()))
-        finally:
-            await run.close()
+        return JSONResponse(await unless_disconnected(request.receive, run.document()))

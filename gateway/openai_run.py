@@ -10,7 +10,7 @@ import structlog
 
 from client.wire import GenerateResponse, WireError
 from gateway.errors import ApiError, from_wire, internal
-from gateway.generation import Choices
+from gateway.generation import Choice, Choices, side_by_side
 from gateway.metrics import Metrics
 from gateway.openai_requests import Sampling
 from gateway.openai_responses import Answer, usage_of
@@ -48,21 +48,21 @@ class Engine:
 
 
 class Run:
-    """The choices of one request: `start`, then `events` or `document`, then `close`, whatever came."""
+    """The choices of one request: either `document`, or `start`, `events`, and `close`, whatever came."""
 
     def __init__(self, engine: Engine, body: Sampling, answer: Answer) -> None:
         self._engine = engine
         self._body = body
         self._answer = answer
         self._requests = body.requests()
-        self._choices: Choices | None = None
+        self._choices: Choice | Choices | None = None
         self._last: dict[int, GenerateResponse] = {}
 
     async def start(self) -> None:
         """Have every choice's first response: an error up to here is an HTTP status. Raises ApiError."""
         started, model, transport = time.perf_counter(), self._body.model, self._engine.transport
         self._engine.enter(len(self._requests))
-        self._choices = Choices(
+        self._choices = side_by_side(
             [
                 transport.generate(model, request, request_id=f"{self._answer.id}-{index}")
                 for index, request in enumerate(self._requests)
@@ -92,12 +92,15 @@ class Run:
         yield DONE
 
     async def document(self) -> dict[str, Any]:
-        """Return the whole answer; raises ApiError."""
+        """Return the whole answer, of a run that has not started yet; raises ApiError."""
+        await self.start()
         try:
             async for _ in self._responses():
                 pass
         except WireError as error:
             raise self._api_error(error) from error
+        finally:
+            await self.close()
         return self._answer.document(self._in_order(), self._usage())
 
     async def close(self) -> None:
@@ -105,8 +108,10 @@ class Run:
         choices, self._choices = self._choices, None
         if choices is None:
             return
-        await choices.close()
-        self._engine.leave(len(self._requests))
+        try:
+            await choices.close()
+        finally:
+            self._engine.leave(len(self._requests))
         usage, metrics, model = self._usage(), self._engine.metrics, self._body.model
         metrics.prompt_tokens.labels(model).inc(usage["prompt_tokens"])
         metrics.generation_tokens.labels(model).inc(usage["completion_tokens"])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
@@ -21,13 +22,12 @@ class Operations:
     transport: Transport
     metrics: Metrics
 
-    def router(self) -> APIRouter:
-        """Return the routes."""
-        router = APIRouter(tags=["operations"])
-        router.add_api_route("/livez", self.livez, methods=["GET"])
-        router.add_api_route("/readyz", self.readyz, methods=["GET"])
-        router.add_api_route("/metrics", self.exposition, methods=["GET"])
-        return router
+    def install(self, app: FastAPI) -> None:
+        """Add the endpoints."""
+        add = partial(app.add_api_route, methods=["GET"], tags=["operations"])
+        add("/livez", self.livez)
+        add("/readyz", self.readyz)
+        add("/metrics", self.exposition)
 
     async def livez(self) -> JSONResponse:
         """Say that the gateway's own process answers."""

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from gateway.generation import unless_disconnected
+
 DONE = "data: [DONE]\n\n"
 
 
@@ -30,6 +32,6 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            await unless_disconnected(receive, self.stream_response(send))
         finally:
             await self._close()
