@@ -113,8 +113,9 @@ def bench(gateway: RunningGateway, connections: int, arguments: argparse.Namespa
 
 def load(gateway: RunningGateway, connections: int, seconds: int) -> Run:
     """One run of wrk; RuntimeError unless every answer was a 200 with its text."""
-    command = ["wrk", "--threads=1", f"--connections={connections}", f"--duration={seconds}s", "--timeout=10s"]
-    command += [f"--script={SCRIPT}", f"{gateway.url}/v1/chat/completions", "--", json.dumps(BODY), TEXT]
+    options = ["--threads=1", f"--connections={connections}", f"--duration={seconds}s", "--timeout=10s"]
+    url, script = f"{gateway.url}/v1/chat/completions", f"--script={SCRIPT}"
+    command = ["wrk", *options, script, url, "--", json.dumps(BODY), TEXT]
     before = cpu_seconds(gateway.pid)
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     after = cpu_seconds(gateway.pid)
