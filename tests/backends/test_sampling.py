@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from backends.causal_lm.requests.request import GenerationRequest, SamplingParameters
-from backends.causal_lm.sequences.sampling import NonFiniteLogitsError, Sampler, _place, largest
+from backends.causal_lm.sequences.drawing import largest, place
+from backends.causal_lm.sequences.sampling import NonFiniteLogitsError, Sampler
 
 VOCAB_SIZE = 300
 EOS = (0, 7)
@@ -18,7 +19,7 @@ PROMPT = [3, 3, 250]
 
 def sampler(parameters: SamplingParameters, **values: object) -> Sampler:
     request = GenerationRequest("", (np.array(PROMPT),), 100, sampling=parameters, **values)  # type: ignore[arg-type]
-    return Sampler(request, VOCAB_SIZE, EOS)
+    return Sampler(request, EOS)
 
 
 def logits_of(seed: int, number: int = 1) -> NDArray[np.float32]:
@@ -90,7 +91,7 @@ def test_the_ends_of_the_unit_interval_fall_on_positive_weights(uniform: float, 
     weights = np.zeros(VOCAB_SIZE, np.float32)
     weights[positive] = 0.1
     expected = positive[min(int(uniform * len(positive)), len(positive) - 1)]
-    assert _place(weights, uniform) == expected
+    assert place(weights, uniform) == expected
 
 
 def test_frequencies_of_many_draws_follow_the_distribution() -> None:

@@ -33,7 +33,7 @@ _CEILINGS = np.where(_BITS, np.float32(np.inf), np.float32(-np.inf))
 
 
 class Matcher:
-    """One answer's place in its grammar; a constraint of the sampler, and the last one to be asked."""
+    """One answer's place in its grammar; the sampler's constraint."""
 
     def __init__(self, matcher: LLMatcher, *, control: NDArray[np.int64], eos: tuple[int, ...]) -> None:
         self._matcher = matcher
@@ -42,13 +42,19 @@ class Matcher:
         self._seconds_left = _SECONDS
         self.ends = False
 
+    def forced(self) -> int | None:
+        """The token that must come next, where the grammar leaves no other; some microseconds."""
+        started = time.thread_time()
+        token = self._forced_token()
+        self._spend(time.thread_time() - started)
+        return None if token in self._control else token
+
     def allows(self, token: int) -> bool:
         """Whether the grammar allows `token` next; some microseconds, where a mask takes hundreds."""
         started = time.thread_time()
-        if self._forced is None:
-            self._forced = self._matcher.compute_ff_tokens()
+        forced = self._forced_token()
         # What is forced has one spelling in the library's mask, the tokenizer's; validating takes them all.
-        allowed = token == self._forced[0] if self._forced else self._matcher.validate_tokens([token]) == 1
+        allowed = self._matcher.validate_tokens([token]) == 1 if forced is None else token == forced
         self._spend(time.thread_time() - started)
         return allowed and token not in self._control
 
@@ -74,6 +80,11 @@ class Matcher:
             raise _fault(self._matcher.get_error())
         self.ends = self._matcher.is_stopped()
         self._spend(time.thread_time() - started - _SECONDS_A_TOKEN)
+
+    def _forced_token(self) -> int | None:
+        if self._forced is None:
+            self._forced = self._matcher.compute_ff_tokens()
+        return self._forced[0] if self._forced else None
 
     def _ceilings(self, vocab_size: int) -> Floats:
         """Infinity for each token allowed, else minus infinity; of control tokens only end-of-sequence."""

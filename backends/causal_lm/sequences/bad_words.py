@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 
 class BadWords:
-    """Bars the token that would complete a bad word; a constraint of the sampler.
+    """Knows the tokens that would complete a bad word.
 
     A word is known as the tokenizer writes it at the start of a text and after a space; what other tokens
     spell it is not barred (as in vLLM and TensorRT-LLM).
@@ -20,15 +18,10 @@ class BadWords:
         self._words = [ids for ids in encoded if ids]
         self._longest = max(map(len, self._words), default=1)
         self._tail: list[int] = []
-        self.ends = False
 
-    def allows(self, token: int) -> bool:
-        """Whether `token` completes no bad word."""
-        return not any(ids[-1] == token and self._said(ids[:-1]) for ids in self._words)
-
-    def restrict(self, row: NDArray[np.float32]) -> None:
-        """Bar in logits [V] the last token of each word whose other tokens have just been said."""
-        row[[ids[-1] for ids in self._words if self._said(ids[:-1])]] = -np.inf
+    def barred(self) -> list[int]:
+        """The last token of each word whose other tokens have just been said."""
+        return [ids[-1] for ids in self._words if self._said(ids[:-1])]
 
     def advance(self, token: int) -> None:
         """Take the chosen token."""

@@ -1,19 +1,30 @@
 """From logits to a token, one row at a time, so that a crowd cannot change what a request draws."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from backends.causal_lm.requests.request import GenerationRequest
+from backends.causal_lm.sequences.adjustments import Adjustments
+from backends.causal_lm.sequences.bad_words import BadWords
+from backends.causal_lm.sequences.drawing import (
+    largest,
+    place,
+    surely_kept,
+    truncated,
+    truncates,
+    weights_of,
+)
 
 Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
-_BLOCK = 64
 _COLDEST = 1e-5  # below this temperature float32 cannot tell a draw from the largest logit
-_ASKED = 4  # of the likeliest tokens, one by one; the whole vocabulary costs more than these
+_ASKED = 4  # tokens that a constraint is asked about, one by one; the whole vocabulary costs more than these
+_FAINTEST = 1e-20  # of what is left of weights up to 1; below, float32 begins to lose digits
 
 
 class NonFiniteLogitsError(Exception):
@@ -38,6 +49,10 @@ class Constraint(Protocol):
 
     ends: bool
 
+    def forced(self) -> int | None:
+        """The token that must come next, where only one may and it costs little to know."""
+        ...
+
     def allows(self, token: int) -> bool:
         """Whether `token` may come next: exactly when `restrict` would leave it."""
         ...
@@ -54,170 +69,127 @@ class Constraint(Protocol):
 class Sampler:
     """Draws one request's tokens.
 
-    Order: penalties and bias, constraints, temperature, top-k, top-p, min-p. The request's own Philox stream,
-    keyed by its seed, gives one uniform number per drawn token, so the same seed draws the same text in any
-    company.
+    Order: penalties and bias, barred tokens, constraint, temperature, top-k, top-p, min-p. The request's own
+    Philox stream, keyed by its seed, gives one uniform number per draw. How many draws a token takes depends
+    on its logits and the constraint alone, so the same seed draws the same text in any company.
     """
 
     def __init__(
         self,
         request: GenerationRequest,
-        vocab_size: int,
         eos: tuple[int, ...],
-        constraints: Sequence[Constraint] = (),
+        bad_words: BadWords | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
-        self._constraints = constraints
         self._parameters = request.sampling
+        self._truncates = truncates(request.sampling)
+        self._adjustments = Adjustments(request)
         self._min_tokens, self._eos = request.min_tokens, list(eos)
+        self._bad_words, self._constraint = bad_words, constraint
         self._log_probs = request.return_log_probs or request.num_log_probs > 0
         self._num_alternatives = request.num_log_probs
         self._generator = np.random.Generator(np.random.Philox(key=request.sampling.seed))
-        self._bias_ids = np.fromiter(request.sampling.logit_bias.keys(), np.int64)
-        self._bias = np.fromiter(request.sampling.logit_bias.values(), np.float32)
         self._generated = 0
-        self._counts: NDArray[np.int32] | None = None
-        if _penalises(request):
-            self._counts = np.zeros(vocab_size, np.int32)
-            self._seen = np.zeros(vocab_size, np.bool_)
-            self._seen[np.concatenate(request.prompts)] = True
 
     def choose(self, logits: Floats, greedy: int) -> Choice:
         """Choose from raw `logits` [V], whose argmax is `greedy`; raises NonFiniteLogitsError."""
-        if not np.isfinite(logits[greedy]):
+        if not math.isfinite(logits[greedy]):
             raise NonFiniteLogitsError(f"the graph's largest logit is {logits[greedy]}")
-        row = self._adjusted(logits)
-        if self._parameters.temperature < _COLDEST:
-            token = greedy if row is logits else self._likeliest(row)
-        else:
-            self._restrict(row)
-            token = self._draw(row, logits[greedy] if row is logits else row.max())
+        token = self._chosen(logits, greedy)
         self._advance(token)
-        return self._described(token, logits)
+        return self._described(token, logits, greedy)
+
+    def _chosen(self, logits: Floats, greedy: int) -> int:
+        barred = self._barred()
+        forced = None if self._constraint is None else self._constraint.forced()
+        if forced is not None and forced not in barred:
+            return forced
+        if self._parameters.temperature < _COLDEST:
+            return self._likeliest(logits, greedy, barred)
+        changed = bool(barred or self._adjustments)
+        row = self._adjusted(logits, barred) if changed else logits
+        peak = row.max() if changed else logits[greedy]
+        return self._draw(row, peak) if self._constraint is None else self._draw_allowed(row, peak)
 
     def _advance(self, token: int) -> None:
         self._generated += 1
-        if self._counts is not None:
-            self._counts[token] += 1
-            self._seen[token] = True
-        for constraint in self._constraints:
-            constraint.advance(token)
+        self._adjustments.advance(token)
+        if self._bad_words is not None:
+            self._bad_words.advance(token)
+        if self._constraint is not None:
+            self._constraint.advance(token)
 
-    def _adjusted(self, logits: Floats) -> Floats:
-        """Penalties, bias, the bar on end-of-sequence; a copy when these or constraints change it."""
-        barred = self._generated < self._min_tokens
-        if self._counts is None and not barred and self._bias.size == 0 and not self._constraints:
-            return logits
+    def _barred(self) -> list[int]:
+        early = self._eos if self._generated < self._min_tokens else []
+        return early if self._bad_words is None else [*early, *self._bad_words.barred()]
+
+    def _adjusted(self, logits: Floats, barred: list[int]) -> Floats:
+        """A copy of logits [V] with penalties and bias, in which `barred` tokens are."""
         row = logits.copy()
-        if self._counts is not None:
-            self._penalise(row, self._counts)
-        row[self._bias_ids] += self._bias
-        if barred:
-            row[self._eos] = -np.inf
+        if self._adjustments:
+            self._adjustments.apply(row)
+        row[barred] = -np.inf
         return row
 
-    def _likeliest(self, row: Floats) -> int:
-        """The first of the largest of logits [V] that all constraints allow; `row` is used up."""
-        for _ in range(_ASKED):
-            token = int(row.argmax())
-            if row[token] == -np.inf:
-                break
-            if all(constraint.allows(token) for constraint in self._constraints):
+    def _likeliest(self, logits: Floats, greedy: int, barred: list[int]) -> int:
+        """The first of the largest of the adjusted logits [V] that may come next."""
+        for token in islice(self._ranked(logits, greedy, barred), _ASKED):
+            if self._constraint is None or self._constraint.allows(token):
                 return token
-            row[token] = -np.inf
-        self._restrict(row)
+        row = self._adjusted(logits, barred)
+        if self._constraint is not None:
+            self._constraint.restrict(row)
         return int(row.argmax())
 
-    def _restrict(self, row: Floats) -> None:
-        for constraint in self._constraints:
-            constraint.restrict(row)
+    def _ranked(self, logits: Floats, greedy: int, barred: list[int]) -> Iterator[int]:
+        """Tokens by adjusted logits [V], largest first; where that is `greedy`, no row is searched for it."""
+        is_first = greedy not in barred and self._adjustments.spare(logits, greedy)
+        if is_first:
+            yield greedy
+        row = self._adjusted(logits, barred)
+        if is_first:
+            row[greedy] = -np.inf
+        while row[token := int(row.argmax())] > -np.inf:
+            yield token
+            row[token] = -np.inf
 
-    def _penalise(self, row: Floats, counts: NDArray[np.int32]) -> None:
-        """Repetition (arXiv:1909.05858) over prompt and output; presence, frequency (OpenAI) over output."""
-        parameters = self._parameters
-        seen = np.flatnonzero(self._seen)
-        values, penalty = row[seen], np.float32(parameters.repetition_penalty)
-        row[seen] = np.where(values > 0, values / penalty, values * penalty)
-        used = np.flatnonzero(counts)
-        row[used] -= np.float32(parameters.presence_penalty)
-        row[used] -= np.float32(parameters.frequency_penalty) * counts[used].astype(np.float32)
+    def _draw(self, row: Floats, peak: np.float32, found: int | None = None) -> int:
+        """Draw from logits [V], the largest of which is `peak`, unless what was `found` before is kept."""
+        ids, weights = truncated(row, peak, self._parameters)
+        if found is not None and (ids is None or found in ids):
+            return found
+        drawn = place(weights, self._generator.random())
+        return drawn if ids is None else int(ids[drawn])
 
-    def _draw(self, row: Floats, peak: np.float32) -> int:
-        parameters = self._parameters
-        ids = None
-        if 0 < parameters.top_k < row.size:
-            ids = np.sort(largest(row, parameters.top_k))
-            row = row[ids]
-        weights = np.exp((row - peak) / np.float32(parameters.temperature))  # [V] or [K], largest is 1
-        kept = _kept(weights, parameters.top_p, parameters.min_p)
-        if kept is not None:
-            ids, weights = kept if ids is None else ids[kept], weights[kept]
-        place = _place(weights, self._generator.random())
-        return place if ids is None else int(ids[place])
+    def _draw_allowed(self, row: Floats, peak: np.float32) -> int:
+        """Draw from what the constraint leaves of logits [V], mostly without knowing all of it.
 
-    def _described(self, token: int, logits: Floats) -> Choice:
-        ends = any(constraint.ends for constraint in self._constraints)
+        What is drawn from everything, and again without what was refused, is drawn from the allowed: the odds
+        between any two of these are the same in each draw. So a token that would also be kept of the allowed
+        may be taken; where that isn't sure, or too many are refused, the constraint tells all that it allows.
+        """
+        assert self._constraint is not None, "without one, all is allowed"
+        weights, found = weights_of(row, peak, self._parameters.temperature), None
+        for _ in range(_ASKED):
+            token = place(weights, self._generator.random())
+            if self._constraint.allows(token):
+                if not self._truncates or surely_kept(token, weights, self._parameters):
+                    return token
+                found = token
+                break
+            weights[token] = 0
+            if weights.max() < _FAINTEST:
+                break
+        allowed = row.copy()
+        self._constraint.restrict(allowed)
+        return self._draw(allowed, allowed.max(), found)
+
+    def _described(self, token: int, logits: Floats, greedy: int) -> Choice:
+        ends = self._constraint is not None and self._constraint.ends
         if not self._log_probs:
             return Choice(token, ends=ends)
-        peak = float(logits.max())
-        total = peak + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+        weights = weights_of(logits, logits[greedy], 1.0)
+        total = float(logits[greedy]) + math.log(weights.sum())
         likeliest = largest(logits, self._num_alternatives) if self._num_alternatives else ()
         alternatives = {int(i): float(logits[i]) - total for i in likeliest}
         return Choice(token, float(logits[token]) - total, alternatives, ends)
-
-
-def largest(row: Floats, count: int) -> Indices:
-    """Indices of the `count` largest entries, largest first, equal ones by index."""
-    blocks = row.size // _BLOCK
-    if count <= blocks:
-        # At least `count` entries reach the count-th largest block maximum: a bound without sorting the row.
-        row_bound = np.partition(row[: blocks * _BLOCK].reshape(blocks, _BLOCK).max(1), -count)[-count]
-        candidates = np.flatnonzero(row >= row_bound)
-    else:
-        candidates = np.arange(row.size)
-    return candidates[np.argsort(-row[candidates], kind="stable")[:count]]
-
-
-def _place(weights: Floats, uniform: float) -> int:
-    """Where the running sum of `weights` passes `uniform` of the whole: the block first, then inside it."""
-    blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, weights.size, _BLOCK)), dtype=np.float64)
-    target = uniform * blocks[-1]
-    block = _passes(blocks, target)
-    start = block * _BLOCK
-    before = blocks[block - 1] if block else 0.0
-    inside = np.cumsum(weights[start : start + _BLOCK], dtype=np.float64)
-    return start + _passes(inside, target - before)
-
-
-def _passes(running: NDArray[np.float64], target: float) -> int:
-    """First index whose running sum exceeds `target`; rounding may not lead past the last positive weight."""
-    return int(np.searchsorted(running, min(target, np.nextafter(running[-1], 0.0)), side="right"))
-
-
-def _kept(weights: Floats, top_p: float, min_p: float) -> Indices | None:
-    """Indices, ascending, that top-p and then min-p keep; None keeps all."""
-    kept = None
-    if top_p < 1:
-        kept = _nucleus(weights, top_p)
-    if min_p > 0:
-        above = weights >= min_p
-        kept = np.flatnonzero(above) if kept is None else kept[above[kept]]
-    return kept
-
-
-def _nucleus(weights: Floats, top_p: float) -> Indices:
-    """The smallest set of largest weights that holds `top_p` of the whole, ascending (arXiv:1904.09751)."""
-    total = float(weights.sum(dtype=np.float64))
-    # Weights below this floor hold less than 1 - top_p together, so the nucleus lies above it.
-    falling = np.sort(weights[weights >= (1 - top_p) * total / weights.size])[::-1]
-    count = 1 + int(np.searchsorted(np.cumsum(falling, dtype=np.float64), top_p * total, side="left"))
-    least = falling[min(count, falling.size) - 1]
-    kept = np.flatnonzero(weights >= least)
-    surplus = kept.size - count
-    # Of equals at the edge, those of the lowest index stay.
-    return np.delete(kept, np.flatnonzero(weights[kept] == least)[-surplus:]) if surplus > 0 else kept
-
-
-def _penalises(request: GenerationRequest) -> bool:
-    parameters = request.sampling
-    penalties = (parameters.repetition_penalty - 1, parameters.presence_penalty, parameters.frequency_penalty)
-    return any(penalties)

@@ -16,7 +16,7 @@ from backends.causal_lm.scheduling.scheduler import Row
 from backends.causal_lm.sequences.bad_words import BadWords
 from backends.causal_lm.sequences.detokenize import Detokenizer, StopStrings
 from backends.causal_lm.sequences.prompt_lookup import Drafter
-from backends.causal_lm.sequences.sampling import Choice, Constraint, Sampler
+from backends.causal_lm.sequences.sampling import Choice, Sampler
 
 Floats = NDArray[np.float32]
 Tokens = NDArray[np.int64]
@@ -56,8 +56,8 @@ class Sequence:
         self.first_token: float | None = None
         self.last_token_at = now
         self.sent_at: float | None = None
-        constraints = _constraints(request, tokenizer, matcher)
-        self.sampler = Sampler(request, manifest.vocab_size, manifest.special_tokens.eos, constraints)
+        bad_words = BadWords(request.bad_words, tokenizer) if request.bad_words else None
+        self.sampler = Sampler(request, manifest.special_tokens.eos, bad_words, matcher)
         self._eos = manifest.special_tokens.eos
         self._limit = min(request.max_tokens, manifest.max_length - max(self.prompt_lengths))
         self.state_bytes = sum(
@@ -174,13 +174,6 @@ class Sequence:
         first = now if self.first_token is None else self.first_token
         spans = (started - self.submitted, first - started, now - first)
         return Timings(*(round(seconds * 1e9) for seconds in spans))
-
-
-def _constraints(
-    request: GenerationRequest, tokenizer: Tokenizer, matcher: Matcher | None
-) -> list[Constraint]:
-    bad_words = [BadWords(request.bad_words, tokenizer)] if request.bad_words else []
-    return [*bad_words, *([matcher] if matcher is not None else [])]
 
 
 def _echo(request: GenerationRequest, tokenizer: Tokenizer) -> str:
