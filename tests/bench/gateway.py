@@ -115,7 +115,7 @@ def load(gateway: RunningGateway, connections: int, seconds: int) -> Run:
     """One run of wrk; RuntimeError unless every answer was a 200 with its text."""
     options = ["--threads=1", f"--connections={connections}", f"--duration={seconds}s", "--timeout=10s"]
     url, script = f"{gateway.url}/v1/chat/completions", f"--script={SCRIPT}"
-    command = ["wrk", *options, script, url, "--", json.dumps(BODY), TEXT]
+    command = ["wrk", *options, script, url, "--", json.dumps(BODY), TEXT, str(connections)]
     before = cpu_seconds(gateway.pid)
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     after = cpu_seconds(gateway.pid)
