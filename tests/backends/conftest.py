@@ -1,6 +1,7 @@
 """Fixtures of the engine's tests: tiny models on disk, a recording sink, engines that are always closed."""
 
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,6 +173,11 @@ class WatchedRunner:
             raise RuntimeError(f"{kind} broke")
 
 
+def racing_clock() -> float:
+    """Seconds a thousand times as fast, by which a stream's next message is due after every step."""
+    return 1000 * time.perf_counter()
+
+
 class Harness:
     """Starts engines over a directory, whose runner can be watched."""
 
@@ -179,7 +185,13 @@ class Harness:
         self.engines: list[Engine] = []
         self.metrics = MemoryMetrics()
 
-    def start(self, directory: Path, sessions: Sessions | None = None, **values: int) -> Engine:
+    def start(
+        self,
+        directory: Path,
+        sessions: Sessions | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        **values: int,
+    ) -> Engine:
         plain = {"threads": 1, "speculative_tokens": 0, "prefix_cache_bytes": 0}
         settings = EngineSettings(**plain | values)  # type: ignore[arg-type]
         manifest = read_manifest(directory / "manifest.json")
@@ -192,6 +204,7 @@ class Harness:
             settings=settings,
             metrics=self.metrics,
             sessions=sessions,
+            clock=clock,
         )
         self.engines.append(engine)
         return engine

@@ -13,7 +13,7 @@ from backends.causal_lm.engine import Engine
 from backends.causal_lm.manifest import read_manifest
 from backends.causal_lm.requests.request import Output
 from backends.causal_lm.sequences.averaging import averaged
-from tests.backends.conftest import TOKENIZER, Harness, RecordingSink, ask, make_request
+from tests.backends.conftest import TOKENIZER, Harness, RecordingSink, ask, make_request, racing_clock
 from tests.backends.tiny_graph import EOS, MAX_LENGTH, write_model
 
 BLOCKS = [TOKENIZER.encode(text).ids for text in ("the cat sat. ", "the dog ran to the mat. ", "they ate. ")]
@@ -213,7 +213,8 @@ def test_a_failed_prompt_ends_its_request_and_no_other(harness: Harness, directo
 
 
 def test_random_cancels_among_requests_of_many_rows_leave_nothing(harness: Harness, directory: Path) -> None:
-    engine, rng = harness.start(directory, slots=6, queue_size=400), random.Random(4)
+    engine = harness.start(directory, clock=racing_clock, slots=6, queue_size=400)
+    rng = random.Random(4)
     expected = ask_all(engine, ORDERS, max_tokens=20, temperature=1.0, seed=8).wait().token_ids
 
     def cancelling(name: str, after: int) -> RecordingSink:

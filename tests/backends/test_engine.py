@@ -11,7 +11,7 @@ from backends.causal_lm.loading import load_engine
 from backends.causal_lm.manifest import LoadError, read_manifest
 from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.settings import EngineSettings
-from tests.backends.conftest import TOKENIZER, Harness, ask
+from tests.backends.conftest import TOKENIZER, Harness, ask, racing_clock
 from tests.backends.tiny_graph import EOS, MAX_LENGTH, write_model
 
 PROMPT = "the cat sat on the mat"
@@ -82,7 +82,7 @@ def test_sixteen_streams_with_the_same_seeds_say_the_same_alone_and_in_a_crowd(
 
 
 def test_a_stream_brings_the_same_as_one_response(harness: Harness, directory: Path) -> None:
-    engine = harness.start(directory)
+    engine = harness.start(directory, clock=racing_clock)
     values = {
         "max_tokens": 30,
         "min_tokens": 30,

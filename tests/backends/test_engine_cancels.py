@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from backends.causal_lm.requests.request import Output
-from tests.backends.conftest import Harness, RecordingSink, ask, make_request
+from tests.backends.conftest import Harness, RecordingSink, ask, make_request, racing_clock
 
 PROMPT = "the cat sat on the mat"
 
 
 def test_a_cancelled_sequence_leaves_before_the_next_step(harness: Harness, directory: Path) -> None:
-    engine = harness.start(directory)
+    engine = harness.start(directory, clock=racing_clock)
     decodes: list[int] = []
 
     def at_tenth(output: Output) -> None:
@@ -68,7 +68,8 @@ def test_a_cancel_that_overtakes_its_request_still_hits_it(harness: Harness, dir
 def test_two_hundred_random_cancels_leave_nothing_and_the_slots_serve_again(
     harness: Harness, directory: Path
 ) -> None:
-    engine, rng = harness.start(directory, slots=4, queue_size=200), random.Random(2)  # a message each step
+    engine = harness.start(directory, clock=racing_clock, slots=8, queue_size=200)
+    rng = random.Random(2)
     expected = ask(engine, PROMPT, max_tokens=20, temperature=1.0, seed=8).wait().text
 
     def cancelling(name: str, after: int) -> RecordingSink:

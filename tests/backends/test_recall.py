@@ -14,7 +14,7 @@ from backends.causal_lm.metrics import MemoryMetrics
 from backends.causal_lm.requests.request import RequestError
 from backends.causal_lm.runtime.runner_onnxruntime import OnnxRuntimeRunner
 from backends.causal_lm.settings import EngineSettings
-from tests.backends.conftest import Harness, RecordingSink, ask, make_request
+from tests.backends.conftest import Harness, RecordingSink, ask, make_request, racing_clock
 from tests.backends.tiny_graph import VOCAB_SIZE, write_model
 
 CACHE = 2**24
@@ -306,7 +306,7 @@ def test_a_directory_that_can_not_be_made_is_a_load_error(tmp_path: Path, direct
 def test_a_cancelled_answer_is_parked_as_far_as_it_came(
     harness: Harness, model_directories: dict[str, Path]
 ) -> None:
-    engine = harness.start(model_directories["retention"])
+    engine = harness.start(model_directories["retention"], clock=racing_clock)
     sink = RecordingSink(lambda output: engine.cancel("mine") if output.num_output_tokens > 4 else None)
     values: dict[str, object] = {"stream": True, "min_tokens": 20, "max_tokens": 20, "session_id": "talk"}
     engine.submit(make_request(engine, HISTORY, "mine", **values), sink)

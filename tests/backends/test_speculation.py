@@ -9,7 +9,16 @@ import pytest
 from numpy.typing import NDArray
 
 from backends.causal_lm.requests.request import Output
-from tests.backends.conftest import FIGURES, MODELS, TOKENIZER, Harness, RecordingSink, ask, make_request
+from tests.backends.conftest import (
+    FIGURES,
+    MODELS,
+    TOKENIZER,
+    Harness,
+    RecordingSink,
+    ask,
+    make_request,
+    racing_clock,
+)
 from tests.backends.tiny_graph import EOS, VOCAB_SIZE, write_model
 
 REPEATING = "the cat sat on the mat and the cat sat on the mat and the cat"
@@ -189,7 +198,7 @@ def test_logits_that_are_not_numbers_fail_a_drafted_request_alone(harness: Harne
 
 
 def test_a_cancel_between_verifications_frees_the_row(harness: Harness, directory: Path) -> None:
-    engine = harness.start(directory, speculative_tokens=4, slots=1)
+    engine = harness.start(directory, clock=racing_clock, speculative_tokens=4, slots=1)
     cancelled = threading.Event()
 
     def on_send(output: Output) -> None:
