@@ -1,6 +1,7 @@
 """Sampling against a slow reference in float64, written from the definitions."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from backends.causal_lm.requests.request import GenerationRequest, SamplingParameters
-from backends.causal_lm.sequences.drawing import largest, place
+from backends.causal_lm.sequences.drawing import largest, place, surely_kept, truncated, weights_of
 from backends.causal_lm.sequences.sampling import NonFiniteLogitsError, Sampler
 
 VOCAB_SIZE = 300
@@ -18,8 +19,9 @@ PROMPT = [3, 3, 250]
 
 
 def sampler(parameters: SamplingParameters, **values: object) -> Sampler:
+    constraint = values.pop("constraint", None)
     request = GenerationRequest("", (np.array(PROMPT),), 100, sampling=parameters, **values)  # type: ignore[arg-type]
-    return Sampler(request, EOS)
+    return Sampler(request, EOS, constraint=constraint)  # type: ignore[arg-type]
 
 
 def logits_of(seed: int, number: int = 1) -> NDArray[np.float32]:
@@ -86,7 +88,7 @@ def test_no_token_of_weight_zero_is_ever_drawn() -> None:
 
 
 @pytest.mark.parametrize("uniform", [0.0, 0.3, 1.0 - 2**-53, 1.0])
-@pytest.mark.parametrize("positive", [[0], [63], [64], [100, 290], [128, 129, 130]])
+@pytest.mark.parametrize("positive", [[0], [255], [256], [255, 256], [100, 290], [128, 129, 130], [299]])
 def test_the_ends_of_the_unit_interval_fall_on_positive_weights(uniform: float, positive: list[int]) -> None:
     weights = np.zeros(VOCAB_SIZE, np.float32)
     weights[positive] = 0.1
@@ -142,6 +144,52 @@ def test_penalties_follow_their_definitions() -> None:
     assert chosen != rows.argmax(1).tolist()
 
 
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.builds(
+        SamplingParameters,
+        # Powers of two and whole logits: equals stay equal, and the first of them is to be chosen.
+        repetition_penalty=st.sampled_from([0.5, 1.0, 2.0]),
+        presence_penalty=st.sampled_from([-1.0, 0.0, 1.0]),
+        frequency_penalty=st.sampled_from([-0.5, 0.0, 1.0]),
+        logit_bias=st.dictionaries(st.integers(0, 19), st.integers(-3, 3).map(float), max_size=4),
+    ),
+    st.integers(0, 1000),
+)
+def test_the_first_of_the_largest_is_that_of_the_whole_adjusted_row(
+    parameters: SamplingParameters, seed: int
+) -> None:
+    rows = np.full((25, VOCAB_SIZE), -50.0, np.float32)
+    rows[:, :20] = np.random.default_rng(seed).integers(-4, 5, (25, 20))
+    counts = np.zeros(VOCAB_SIZE)
+    seen = np.isin(np.arange(VOCAB_SIZE), PROMPT)
+    for token, row in zip(draw(sampler(parameters), rows), rows.astype(np.float64), strict=True):
+        penalty = np.where(seen, parameters.repetition_penalty, 1)
+        expected = np.where(row > 0, row / penalty, row * penalty)
+        expected -= (counts > 0) * parameters.presence_penalty + counts * parameters.frequency_penalty
+        for i, bias in parameters.logit_bias.items():
+            expected[i] += bias
+        assert token == expected.argmax()
+        counts[token] += 1
+        seen[token] = True
+
+
+def test_draws_are_of_the_adjusted_row() -> None:
+    row = logits_of(12)
+    best = int(row.argmax())
+    parameters = SamplingParameters(0.9, repetition_penalty=1.5, logit_bias={best: -100.0, 40: 2.0}, seed=8)
+    adjusted = row[0].astype(np.float64)
+    for i in {*PROMPT}:
+        adjusted[i] *= 1 / 1.5 if adjusted[i] > 0 else 1.5
+    adjusted[best] -= 100.0
+    adjusted[40] += 2.0
+    adjusted[list(EOS)] = -np.inf
+    for seed in range(40):  # the first draw of each: later ones are penalised by what was drawn
+        wanted = replace(parameters, seed=seed)
+        expected = reference_draws(adjusted[None], wanted)
+        assert draw(sampler(wanted, min_tokens=1), row) == expected
+
+
 def test_a_bias_is_added_to_its_token_only() -> None:
     row = logits_of(6)
     assert draw(sampler(SamplingParameters(logit_bias={17: 100.0, 18: 99.0})), row) == [17]
@@ -157,6 +205,95 @@ def test_end_of_sequence_is_barred_until_the_least_number_of_tokens() -> None:
     assert [token in EOS for token in draw(sampler(SamplingParameters(), min_tokens=3), rows)] == [
         False
     ] * 3 + [True]
+
+
+class Only:
+    """Allows the same tokens always, and counts how often it had to tell them all."""
+
+    ends = False
+
+    def __init__(self, tokens: NDArray[np.bool_]) -> None:
+        self._tokens, self.told = tokens, 0
+
+    def forced(self) -> None:
+        return None
+
+    def allows(self, token: int) -> bool:
+        return bool(self._tokens[token])
+
+    def restrict(self, row: NDArray[np.float32]) -> None:
+        self.told += 1
+        row[~self._tokens] = -np.inf
+
+    def advance(self, token: int) -> None:
+        assert self._tokens[token]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        SamplingParameters(1.5, seed=1),
+        SamplingParameters(1.0, top_k=7, seed=2),
+        SamplingParameters(1.0, top_p=0.9, seed=3),
+        SamplingParameters(1.0, top_p=0.6, seed=4),
+        SamplingParameters(1.2, min_p=0.1, seed=5),
+        SamplingParameters(1.2, top_k=9, top_p=0.8, min_p=0.05, seed=6),
+    ],
+)
+def test_draws_under_a_constraint_follow_the_distribution_of_what_it_allows(
+    parameters: SamplingParameters,
+) -> None:
+    row, number = logits_of(20 + parameters.seed)[0], 6000
+    constraint = Only(np.random.default_rng(parameters.seed).random(VOCAB_SIZE) < 0.5)
+    tokens = draw(sampler(parameters, constraint=constraint), np.repeat(row[None], number, 0))
+    allowed = np.where(constraint._tokens, row, -np.inf)
+    expected = {i: p for i, p in reference_distribution(allowed.tolist(), parameters).items() if p}
+    counts = np.bincount(tokens, minlength=VOCAB_SIZE)
+    assert set(np.flatnonzero(counts)) <= set(expected)
+    often = {i for i, p in expected.items() if number * p >= 5}
+    cells = [(counts[i], number * expected[i]) for i in often]
+    if rare := set(expected) - often:
+        cells.append((sum(counts[i] for i in rare), number * sum(expected[i] for i in rare)))
+    chi_square = sum((count - mean) ** 2 / mean for count, mean in cells)
+    freedom = len(cells) - 1
+    # The 0.1 % quantile, by Wilson and Hilferty.
+    assert chi_square < freedom * (1 - 2 / (9 * freedom) + 3.09 * math.sqrt(2 / (9 * freedom))) ** 3
+    assert constraint.told < number
+
+
+def test_what_is_allowed_is_drawn_however_unlikely_it_is() -> None:
+    row = np.full(VOCAB_SIZE, -400.0, np.float32)
+    row[:2], row[[50, 60]] = 0.0, (-150.0, -151.0)
+    constraint = Only(np.arange(VOCAB_SIZE) >= 2)
+    tokens = draw(
+        sampler(SamplingParameters(1.0, seed=1), constraint=constraint), np.repeat(row[None], 400, 0)
+    )
+    assert set(tokens) == {50, 60}
+    assert 250 < tokens.count(50) < 335  # of 400 draws at 0.731, four deviations to each side
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(
+    st.lists(st.integers(0, 12), min_size=2, max_size=12),
+    st.data(),
+    st.builds(
+        SamplingParameters,
+        temperature=st.just(1.0),
+        top_k=st.integers(0, 6),
+        top_p=st.sampled_from([1.0, 0.9, 0.6]),
+        min_p=st.sampled_from([0.0, 0.1]),
+    ),
+)
+def test_what_is_surely_kept_is_kept_whatever_else_is_barred(
+    heights: list[int], data: st.DataObject, parameters: SamplingParameters
+) -> None:
+    row = np.array(heights, np.float32) / 3
+    token = data.draw(st.integers(0, len(heights) - 1))
+    barred = data.draw(st.sets(st.integers(0, len(heights) - 1)))
+    if surely_kept(token, weights_of(row, row.max(), 1.0), parameters):
+        row[sorted(barred - {token})] = -np.inf
+        kept, _ = truncated(row, row.max(), parameters)
+        assert kept is None or token in kept
 
 
 def test_choosing_leaves_the_logits_as_they_were() -> None:

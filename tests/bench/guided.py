@@ -47,6 +47,12 @@ GUIDES = {
     "any JSON": ("json_schema", '{"type": "array", "minItems": 500}'),
     "regex": ("regex", "([A-Za-z]+ ){500}"),
 }
+# What is drawn asks more of a guide, and more again where the likeliest alone are kept.
+CHOOSING = {
+    "greedy": {"temperature": 0.0},
+    "drawn": {"temperature": 1.0},
+    "drawn, top-p": {"temperature": 0.8, "top_p": 0.9},
+}
 
 
 class Timed(Waiting):
@@ -65,10 +71,10 @@ class Timed(Waiting):
 
 
 def milliseconds_a_token(
-    engine: Engine, guide: tuple[str, str] | None, *, temperature: float, streams: int, tokens: int
+    engine: Engine, guide: tuple[str, str] | None, *, choosing: str, streams: int, tokens: int
 ) -> float:
     """The mean over the streams, from their first tokens to their last."""
-    values = {"max_tokens": tokens, "min_tokens": tokens, "temperature": temperature, "stream": True}
+    values = {"max_tokens": tokens, "min_tokens": tokens, "stream": True, **CHOOSING[choosing]}
     if guide is not None:
         values |= dict(zip(("guided_decoding_guide_type", "guided_decoding_guide"), guide, strict=True))
     sinks = [Timed() for _ in range(streams)]
@@ -91,7 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("version", type=Path)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0, 1.0])
+    parser.add_argument("--choosing", choices=CHOOSING, nargs="+", default=list(CHOOSING))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     arguments = parser.parse_args()
@@ -100,9 +106,9 @@ def main() -> None:
     try:
         rows = [
             row
-            for temperature in arguments.temperatures
+            for choosing in arguments.choosing
             for streams in arguments.streams
-            for row in measured(engine, temperature, streams, arguments)
+            for row in measured(engine, choosing, streams, arguments)
         ]
     finally:
         engine.close()
@@ -111,7 +117,7 @@ def main() -> None:
 
 
 def measured(
-    engine: Engine, temperature: float, streams: int, arguments: argparse.Namespace
+    engine: Engine, choosing: str, streams: int, arguments: argparse.Namespace
 ) -> list[dict[str, object]]:
     """One row per guide, after a round that does not count."""
     taken: dict[str, list[float]] = {name: [] for name in ("none", *GUIDES)}
@@ -120,7 +126,7 @@ def measured(
             figure = milliseconds_a_token(
                 engine,
                 GUIDES.get(name),
-                temperature=temperature,
+                choosing=choosing,
                 streams=streams,
                 tokens=arguments.tokens,
             )
@@ -133,7 +139,7 @@ def measured(
         rows.append(
             {
                 "guide": name,
-                "temperature": temperature,
+                "choosing": choosing,
                 "streams": streams,
                 "unguided_ms": round(statistics.median(taken["none"]), 2),
                 "guided_ms": round(statistics.median(taken[name]), 2),
