@@ -21,6 +21,8 @@ class Adjustments:
         self._repetition, self._presence = sampling.repetition_penalty, sampling.presence_penalty
         self._frequency = sampling.frequency_penalty
         self._penalises = bool(self._repetition != 1 or self._presence or self._frequency)
+        largest_bias = max(sampling.logit_bias.values(), default=0.0)
+        self._raises = min(self._repetition - 1, self._presence, self._frequency, -largest_bias) < 0
         seen = np.unique(np.concatenate(request.prompts)) if self._penalises else np.empty(0, np.int64)
         biased = np.fromiter(sampling.logit_bias, np.int64)
         ids = np.union1d(seen, biased)
@@ -39,7 +41,9 @@ class Adjustments:
 
     def spare(self, logits: Floats, greedy: int) -> bool:
         """Whether `greedy`, the first of the largest logits [V], is so after all changes, too."""
-        return greedy not in self._places and not (self and self._values(logits).max() >= logits[greedy])
+        if greedy in self._places:
+            return False
+        return not self._raises or self._values(logits).max() < logits[greedy]
 
     def apply(self, row: Floats) -> None:
         """Change logits [V] in place."""
