@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from export.exporter_log import quiet_exporter
+from export.grouped_experts import group_experts
 from export.lowerings.onnxruntime import OnnxRuntime
 from export.lowerings.tensorrt import TensorRT
 from export.onnx_files import save_graph
@@ -50,11 +51,13 @@ def graph_from_decoder(
     lowering: Literal["onnxruntime", "standard"],
     dtype: Literal["float32", "float16"] = "float32",
     extra_outputs: tuple[str, ...] = (),
+    experts: Literal["fused", "grouped"] = "fused",
 ) -> Path:
     """Write the decoder's serving step to `path`, big weights to `path` + `.data`; returns `path`.
 
     `dtype` is that of weights, activations and `kv` states; logits and `recurrent` states stay float32.
     `extra_outputs` are figures of `decoder.extra_names()`, float32 (B, K) each, behind the states.
+    `experts` for ONNX Runtime are one MoE, which quantize_graph takes, or what is faster in float32.
     Raises ValueError for an unknown lowering or figure, and for float16 where no kernel computes in it.
     """
     if lowering not in LOWERINGS:
@@ -71,6 +74,8 @@ def graph_from_decoder(
     # With parameters of its own over the same memory, to be emptied when the graph is written.
     decoder = Decoder.from_tensors(decoder.config, decoder.state_dict())
     model = tidy(_trace(decoder, LOWERINGS[lowering], extra_outputs), decoder.state_dict())
+    if experts == "grouped":
+        group_experts(model)
     save_graph(model, path)
     _let_go_of_weights(model, decoder)
     return path

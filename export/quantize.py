@@ -141,8 +141,9 @@ def _to_qmoe(graph: ir.Graph, node: ir.Node, bits: int, block_size: int | None) 
         q, scales = quantize_blocks(weight, bits=bits, block_size=block)
         packed = pack_unsigned(q, bits).reshape(*weight.shape[:2], -1)
         inputs += [_constant(graph, f"{name}.q", packed), _constant(graph, f"{name}.scales", scales), None]
-    sizes = [ir.AttrInt64("expert_weight_bits", bits), ir.AttrInt64("block_size", block)]
-    _turn_into(node, "QMoE", inputs[:-1], [*node.attributes.values(), *sizes])
+    sizes = {"expert_weight_bits": bits, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
+    own = [ir.AttrInt64(key, value) for key, value in sizes.items()]
+    _turn_into(node, "QMoE", inputs[:-1], [*node.attributes.values(), *own])
 
 
 def _turn_into(

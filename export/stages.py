@@ -107,7 +107,12 @@ def build_graph(draft: Draft, dtype: Dtype, progress: Progress) -> None:
     progress("graph", f"trace, fuse, write in {dtype}")
     if precision in ("fp32", "fp16"):
         graph_from_decoder(
-            draft.model.decoder, path, lowering=lowering, dtype=dtype, extra_outputs=draft.figures
+            draft.model.decoder,
+            path,
+            lowering=lowering,
+            dtype=dtype,
+            extra_outputs=draft.figures,
+            experts="grouped",
         )
         return
     whole = draft.engine.with_name("whole") / GRAPH

@@ -23,7 +23,7 @@ from tests.bench.reference import ATTENTION, export_reference
 
 RESULTS = Path(__file__).parent / "results" / "experts.json"
 ROWS = (1, 8, 16)
-PRECISIONS: tuple[Precision, ...] = ("fp32", "int8")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "int8", "int4")
 SETTINGS = EngineSettings(slots=max(ROWS), speculative_tokens=0)
 GOAL = 1.3
 REST, DENSE, EXPERTS = "rest", "dense", "experts"

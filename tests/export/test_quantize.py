@@ -166,6 +166,19 @@ def test_a_row_has_the_same_bits_alone_and_in_a_crowd(decoders, tmp_path, precis
         np.testing.assert_array_equal(alone[0], together[row])
 
 
+@pytest.mark.parametrize(("precision", "threads"), [*product(BITS, (1, 2))])
+def test_a_row_of_a_mixture_has_the_same_bits_alone_and_in_a_crowd(
+    graph_of, decoders, tmp_path, precision, threads
+):
+    path = quantize_graph(graph_of("retention_moe", "onnxruntime"), tmp_path / "q.onnx", precision)
+    session = GraphSession(path, decoders["retention_moe"].state_specs(), is_fused=True, threads=threads)
+    tokens = np.random.default_rng(2).integers(0, 97, 16)
+    together = session.decode(session.slots(16), tokens, np.zeros(16, np.int64))
+    for row, token in enumerate(tokens):
+        alone = session.decode(session.slots(1), np.array([token]), np.zeros(1, np.int64))
+        np.testing.assert_array_equal(alone[0], together[row])
+
+
 def initializers(path) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in onnx.load(path, load_external_data=False).graph.initializer}
 
