@@ -1,6 +1,6 @@
 """`make bench-prefill`: what running streams feel of a long prompt that is read beside them.
 
-Each round times every token of the running streams, first alone and then while a prompt of 4,096 tokens is
+Every step of the running streams is timed, first alone and then while a prompt of 4,096 tokens is
 read. Chunks of a prompt and steps of the streams take turns; `interleave_tokens` is how long a chunk may be.
 """
 
@@ -16,7 +16,7 @@ from rich.table import Table
 from backends.causal_lm.engine import Engine
 from backends.causal_lm.loading import load_engine
 from backends.causal_lm.metrics import MemoryMetrics
-from backends.causal_lm.requests.request import GenerationRequest, Output
+from backends.causal_lm.requests.request import GenerationRequest
 from backends.causal_lm.settings import EngineSettings
 from tests.bench.engine import Waiting, newest_version
 from tests.bench.measure import machine, write_json
@@ -26,23 +26,23 @@ RESULTS = Path(__file__).parent / "results" / "prefill.json"
 GOAL = 2.0  # p99 between tokens beside the long prompt over p99 alone
 
 
-class Stream(Waiting):
-    """A running stream that notes when its tokens come."""
+class Gaps(MemoryMetrics):
+    """Metrics that note when each step's tokens came, and how long after those before."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.times: list[float] = []
-        self.runs = threading.Event()
+        self._noted: list[tuple[float, float]] = []
+        self.stepping = threading.Event()
 
-    def send(self, output: Output, final: bool) -> None:
-        self.times.append(time.perf_counter())
-        self.runs.set()
-        super().send(output, final)
+    def observe(self, name: str, value: float) -> None:
+        if name == "inter_token_latency_seconds":
+            self._noted.append((time.perf_counter(), value))
+            self.stepping.set()
+        super().observe(name, value)
 
-    def gaps(self, start: float, stop: float) -> list[float]:
-        """Seconds between two tokens that both came in the span."""
-        inside = [moment for moment in self.times if start <= moment <= stop]
-        return np.diff(inside).tolist()
+    def between(self, start: float, stop: float) -> list[float]:
+        """Seconds between two tokens of a stream, of steps that ended in the span."""
+        return [gap for moment, gap in self._noted if start <= moment <= stop]
 
 
 def main() -> None:
@@ -71,11 +71,12 @@ def parse_arguments() -> argparse.Namespace:
 def measure(version: Path, interleave_tokens: int, arguments: argparse.Namespace) -> dict[str, object]:
     """One setting: gaps alone for three seconds, and beside the prompt."""
     settings = EngineSettings(interleave_tokens=interleave_tokens, speculative_tokens=0, prefix_cache_bytes=0)
-    engine = load_engine(version, settings, MemoryMetrics())
+    gaps = Gaps()
+    engine = load_engine(version, settings, gaps)
     try:
         streams = [start(engine, number, 32) for number in range(arguments.streams)]
-        for stream in streams:
-            stream.runs.wait()
+        gaps.stepping.wait()
+        time.sleep(1)  # until all have begun
         begin = time.perf_counter()
         time.sleep(3)
         asked = time.perf_counter()
@@ -88,9 +89,8 @@ def measure(version: Path, interleave_tokens: int, arguments: argparse.Namespace
             stream.ended.wait()
     finally:
         engine.close()
-    alone = [gap for stream in streams for gap in stream.gaps(begin, asked)]
-    beside = [gap for stream in streams for gap in stream.gaps(asked, read)]
-    p99 = [float(np.percentile(gaps, 99)) for gaps in (alone, beside)]
+    alone, beside = gaps.between(begin, asked), gaps.between(asked, read)
+    p99 = [float(np.percentile(each, 99)) for each in (alone, beside)]
     return {
         "interleave_tokens": interleave_tokens,
         "p50 alone": round(1e3 * float(np.median(alone)), 1),
@@ -102,9 +102,9 @@ def measure(version: Path, interleave_tokens: int, arguments: argparse.Namespace
     }
 
 
-def start(engine: Engine, number: int, prompt_tokens: int) -> Stream:
+def start(engine: Engine, number: int, prompt_tokens: int) -> Waiting:
     """A stream that runs until the engine is closed."""
-    stream = Stream()
+    stream = Waiting()
     submit(engine, stream, prompt_tokens, engine.manifest.max_length - prompt_tokens, number)
     return stream
 
