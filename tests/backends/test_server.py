@@ -172,27 +172,27 @@ def test_a_server_that_dies_at_its_start_leaves_its_last_words(
     fake_server(monkeypatch, "import sys; sys.exit('cannot go on')")
     with (
         pytest.raises(ServerError, match=r"(?s)ended during its start \(exit code 1\).*cannot go on"),
-        EmbeddedServer(quick_settings(tmp_path)),
+        EmbeddedServer(settings(tmp_path, ready_seconds=30)),
     ):
         pass
 
 
 def test_a_server_that_never_gets_ready_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_server(monkeypatch, "import time; time.sleep(60)")
-    server = EmbeddedServer(quick_settings(tmp_path))
+    server = EmbeddedServer(settings(tmp_path, ready_seconds=0.3))
     with pytest.raises(ServerError, match=r"not ready after 0\.3 s"), server:
         pass
     assert not psutil.pid_exists(server.pid)
 
 
-def quick_settings(tmp_path: Path) -> ServerSettings:
+def settings(tmp_path: Path, ready_seconds: float) -> ServerSettings:
     grpc_port, http_port, metrics_port = free_ports(3)
     return ServerSettings(
         repository=tmp_path,
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
-        ready_seconds=0.3,
+        ready_seconds=ready_seconds,
     )
 
 
