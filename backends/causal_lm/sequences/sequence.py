@@ -71,7 +71,7 @@ class Sequence:
         self._cum_log_prob = 0.0
         self._stop_reason = ""
         self._text = "" if request.exclude_input else _echo(request, tokenizer)
-        self._unread: list[int] = []  # tokens that have not become text: nobody has needed it yet
+        self._undecoded: list[int] = []  # tokens that have not become text: nobody has needed it yet
         self._token_ids: list[int] = []
         self._log_probs: list[float] = []
         self._top_log_probs: list[Mapping[int, float]] = []
@@ -92,7 +92,7 @@ class Sequence:
         if choice.token in self._eos:
             return "stop"
         self._record(choice)
-        if (self._stops and self._read()) or choice.ends:
+        if (self._stops and self._detokenize()) or choice.ends:
             return "stop"
         return "length" if self._num_output_tokens >= self._limit else ""
 
@@ -111,7 +111,7 @@ class Sequence:
         """Whether a streamed message is due: the first text at once, then one per `interval` seconds."""
         if not self.request.stream or (self.sent_at is not None and now - self.sent_at < interval):
             return False
-        self._read()
+        self._detokenize()
         return bool(self._text)
 
     def message(self, now: float) -> Output:
@@ -121,7 +121,7 @@ class Sequence:
 
     def last_message(self, reason: FinishReason, now: float) -> Output:
         """The rest, with reason and timings; held-back text is shown unless a stop string ended it."""
-        if not self._stop_reason and not self._read() and not self._show(self._detokenizer.flush()):
+        if not self._stop_reason and not self._detokenize() and not self._show(self._detokenizer.flush()):
             self._text += self._stops.flush()
         reason = "stop" if self._stop_reason else reason
         return self._take(reason, self._timings(now))
@@ -129,7 +129,7 @@ class Sequence:
     def _record(self, choice: Choice) -> None:
         self._num_output_tokens += 1
         self._token_ids.append(choice.token)
-        self._unread.append(choice.token)
+        self._undecoded.append(choice.token)
         if self.drafter is not None:
             self.drafter.extend(choice.token)
         if self.request.return_log_probs:
@@ -138,9 +138,9 @@ class Sequence:
         if self.request.num_log_probs:
             self._top_log_probs.append(choice.alternatives)
 
-    def _read(self) -> bool:
+    def _detokenize(self) -> bool:
         """Make text of the tokens so far; true when a stop string is complete."""
-        tokens, self._unread = self._unread, []
+        tokens, self._undecoded = self._undecoded, []
         return self._show(self._detokenizer.push(*tokens)) if tokens else False
 
     def _show(self, piece: str) -> bool:
