@@ -1,6 +1,7 @@
 """Sampling against a slow reference in float64, written from the definitions."""
 
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -130,7 +131,7 @@ def test_the_coldest_temperatures_take_the_largest_logit(temperature: float) -> 
 
 def test_penalties_follow_their_definitions() -> None:
     parameters = SamplingParameters(repetition_penalty=1.7, presence_penalty=0.4, frequency_penalty=0.3)
-    rows = logits_of(5, 30) / 4
+    rows = logits_of(5, 250) / 4
     counts = dict.fromkeys(range(VOCAB_SIZE), 0)
     chosen = draw(sampler(parameters), rows)
     for token, row in zip(chosen, rows.astype(np.float64), strict=True):
@@ -142,6 +143,19 @@ def test_penalties_follow_their_definitions() -> None:
         assert token == expected.argmax()
         counts[token] += 1
     assert chosen != rows.argmax(1).tolist()
+    assert len(set(chosen)) > 130  # more than there was room for, twice
+
+
+def test_a_request_takes_no_memory_for_tokens_that_it_might_say() -> None:
+    request = GenerationRequest(
+        "", (np.array(PROMPT),), 2**31 - 1, sampling=SamplingParameters(repetition_penalty=1.1)
+    )
+    tracemalloc.start()
+    try:
+        Sampler(request, EOS)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from backends.causal_lm.requests.request import GenerationRequest
 
 Floats = NDArray[np.float32]
-Indices = NDArray[np.int64]
+_LEAST_ROOM = 64
 
 
 class Adjustments:
@@ -28,11 +28,9 @@ class Adjustments:
         ids = np.union1d(seen, biased)
         self._places = {token: place for place, token in enumerate(ids.tolist())}
         self._said: set[int] = set()
-        capacity = ids.size + (request.max_tokens if self._penalises else 0)
-        self._ids = np.resize(ids, capacity)  # [N], of which the first `len(self._places)` count
-        self._factors = np.ones(capacity, np.float32)
-        self._factors[: ids.size][np.isin(ids, seen)] = self._repetition
-        self._shifts = np.zeros(capacity, np.float32)
+        self._ids = ids  # [N], of which the first `len(self._places)` count
+        self._factors = np.where(np.isin(ids, seen), self._repetition, 1).astype(np.float32)
+        self._shifts = np.zeros(ids.size, np.float32)
         self._shifts[np.searchsorted(ids, biased)] = list(sampling.logit_bias.values())
 
     def __bool__(self) -> bool:
@@ -54,10 +52,19 @@ class Adjustments:
         if not self._penalises:
             return
         place = self._places.setdefault(token, len(self._places))
+        if place == self._ids.size:
+            self._grow()
         self._ids[place] = token
         self._factors[place] = self._repetition
         self._shifts[place] -= self._frequency + (0 if token in self._said else self._presence)
         self._said.add(token)
+
+    def _grow(self) -> None:
+        """Make room for as many tokens again: a request may say far less than it is allowed to."""
+        room = max(_LEAST_ROOM, self._ids.size)
+        self._ids, self._factors, self._shifts = (
+            np.pad(each, (0, room)) for each in (self._ids, self._factors, self._shifts)
+        )
 
     def _values(self, logits: Floats) -> Floats:
         """What the logits of the tokens concerned become: [n]."""
