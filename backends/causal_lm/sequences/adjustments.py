@@ -61,10 +61,9 @@ class Adjustments:
 
     def _grow(self) -> None:
         """Make room for as many tokens again: a request may say far less than it is allowed to."""
-        room = max(_LEAST_ROOM, self._ids.size)
-        self._ids, self._factors, self._shifts = (
-            np.pad(each, (0, room)) for each in (self._ids, self._factors, self._shifts)
-        )
+        room = (0, max(_LEAST_ROOM, self._ids.size))
+        self._ids, self._factors = np.pad(self._ids, room), np.pad(self._factors, room)
+        self._shifts = np.pad(self._shifts, room)
 
     def _values(self, logits: Floats) -> Floats:
         """What the logits of the tokens concerned become: [n]."""
